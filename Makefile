@@ -1,0 +1,79 @@
+# framebank: one command per stage; `make help` lists them. The virtual environment .venv/ is made on first use.
+#
+# Variables, given on the command line (a value may hold spaces: DATA='my videos'):
+#   DATA=      folder of videos, manifest or one file (default: the sample set, banked with the demo's settings)
+#   BACKBONE=  any torchvision classification model (default: resnet50)
+#   WEIGHTS=   a torchvision weight name, a checkpoint file, or `random` (default: DEFAULT)
+#   OUT=       the bank (default: data/, the name of DATA, .h5)
+#   ARGS=      any further options of the command
+#   PYTHON=    the Python that makes .venv/ (default: python3)
+#   JOBS=      processes that share the tests (default: 2)
+
+SHELL = /bin/sh
+PYTHON ?= python3
+JOBS = 2
+DATA =
+ARGS =
+ifeq ($(DATA),)
+SAMPLES = data/samples
+BACKBONE = squeezenet1_1
+WEIGHTS = random
+OUT = data/samples.h5
+SETTINGS = --image-size 64
+else
+SAMPLES =
+BACKBONE = resnet50
+WEIGHTS = DEFAULT
+OUT = data/$(shell basename -- $(call quoted,$(DATA)) .csv).h5
+SETTINGS =
+endif
+
+BIN = .venv/bin
+quoted = '$(subst ','\'',$(1))'
+
+help: ## list the commands (what plain `make` does)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk '/^#   [A-Z]+= / { sub(/^# /, ""); print }' Makefile
+
+demo: .venv/.installed ## make a small sample set, bank it and show the bank (no network, no videos needed)
+	$(BIN)/framebank demo
+
+extract: .venv/.installed ## bank every frame of the videos in DATA=, into OUT=
+	$(if $(SAMPLES),$(BIN)/framebank samples $(SAMPLES))
+	$(BIN)/framebank extract $(call quoted,$(or $(DATA),$(SAMPLES))) --out $(call quoted,$(OUT)) \
+		--backbone $(call quoted,$(BACKBONE)) --weights $(call quoted,$(WEIGHTS)) $(SETTINGS) $(ARGS)
+
+describe: .venv/.installed ## show what the bank OUT= holds
+	$(BIN)/framebank describe $(call quoted,$(OUT)) $(ARGS)
+
+test: .venv/.installed-dev ## run the tests but the slow ones, with line coverage
+	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term $(ARGS)
+
+test-all: .venv/.installed-dev ## run every test, the slow ones too
+	$(BIN)/python -m pytest -n $(JOBS) -m '' $(ARGS)
+
+check: .venv/.installed-dev ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove caches and install stamps; .venv/ itself and data/ stay
+	rm -rf build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f .venv/.installed .venv/.installed-dev
+	find pipeline stages tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps make the second call instant; they are written last, so that an interrupted installation is repeated.
+# A venv without pip is half made (Debian without python3-venv leaves one) and is made again.
+.venv/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "framebank needs Python 3.11 or newer, and $(PYTHON) is not: name one, as in make PYTHON=python3.12" >&2; \
+		exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+.PHONY: help demo extract describe test test-all check clean

@@ -1,0 +1,253 @@
+"""A backbone: a torchvision classification model cut at a layer, frozen, with the preprocessing of its weights.
+
+Which layer. `layer` is a node of the model's graph in evaluation mode (`flatten`, `layer4.2.relu_2`) or a module whose
+last node is meant (`layer4`), by the names of torchvision's `get_graph_node_names`. `NODE:mean` averages a map over
+height and width. The default is the input of the last Linear, before its dropout: the pooled features of most models
+(ResNet-50: `flatten`, 2048), the second fully connected layer after its ReLU for VGG and AlexNet (4096). Where
+the classifier is convolutional (SqueezeNet) it is the input of its last convolution, averaged.
+
+What shape. A layer gives (N, D), or (N, C, H, W); anything else (a vision transformer's tokens) is refused. Maps
+that a model keeps as (N, H, W, C), as Swin does, are turned to (N, C, H, W): images are square, so of three sizes
+the two equal ones are height and width.
+
+Which tensors. Named weights are downloaded once to where torchvision looks for them, checked against the SHA-256 in
+their name each time; a checkpoint file is read by `pipeline.checkpoints`; random weights are torchvision's own
+initialisation after a seed, and leave the global random state alone. Of a file, all tensors that the layer
+needs must be there in the right shape, and no others may be there than the model's own, with one exception: the
+classifier may have any shape, any names, or be absent, as long as the layer does not need it. Tensors that are not
+finite (torchvision publishes a VGG-16 whose classifier is NaN) are refused where the layer needs them.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import io
+import re
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum, get_model
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from pipeline.checkpoints import copy_into, load_checkpoint, tensors_sha256
+from pipeline.errors import UserError
+from pipeline.preprocessing import Preprocessing, choose_preset, did_you_mean, named_weights, presets
+
+# Published weights of these two expect inputs in [-1, 1]: the model itself converts ours (`transform_input`).
+OPTIONS = {
+    "googlenet": {"transform_input": True, "aux_logits": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "aux_logits": True, "init_weights": False},
+}
+FIXED_SIZE = ("vit_", "maxvit_")  # position embeddings of one image size
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen feature extractor and all that says what its features are."""
+
+    name: str  # torchvision's: "resnet50"
+    layer: str  # resolved: "flatten", "features.12.cat:mean"
+    weights: str  # "IMAGENET1K_V2", "file:NAME" or "random (seed 0)"
+    sha256: str  # of the tensors that the layer needs, as loaded: another classifier does not change it
+    preprocessing: Preprocessing
+    feature_shape: tuple[int, ...]  # (D,) or (C, H, W)
+    module: nn.Module  # normalised (N, 3, S, S) float32 -> (N, *feature_shape); evaluation mode, no gradients
+
+
+def load_backbone(
+    name: str = "resnet50",
+    *,
+    weights: str = "DEFAULT",
+    layer: str | None = None,
+    preset: str | None = None,
+    image_size: int | None = None,
+    fit: str = "crop",
+    seed: int = 0,
+) -> Backbone:
+    """Build, load and cut a model by the rules above, on the CPU. `seed` is used by `weights="random"` only.
+
+    UserError: unknown model, weights, preset or layer; a file that does not fit; weights that cannot be downloaded; an
+    image size that the model does not take; a layer of another shape than (N, D) or (N, C, H, W).
+    """
+    preprocessing = choose_preset(name, weights, preset, image_size, fit)
+    own_size = presets(name)[preprocessing.preset].crop
+    if name.startswith(FIXED_SIZE) and preprocessing.crop != own_size:
+        raise UserError(
+            f"{name} takes {own_size}×{own_size} only ({preprocessing.preset}), not "
+            f"{preprocessing.crop}×{preprocessing.crop}; leave --image-size out"
+        )
+    model = _build(name, own_size, seed)
+    nodes = _nodes(model)
+    classifier, default = _classifier(model, nodes)
+    layer = layer or default
+    net = _cut(name, model, layer, nodes)
+    module, feature_shape = _shaped(name, layer, net, preprocessing, own_size)
+    own = model.state_dict().keys()
+    # Without the constants that tracing made: they are the architecture's, not the weights'.
+    needed = {key: tensor for key, tensor in net.state_dict().items() if key in own}
+
+    entry = named_weights(name, weights)
+    if weights == "random":
+        label = f"random (seed {seed})"
+    else:
+        path = Path(weights) if entry is None else _downloaded(name, entry)
+        label = f"file:{path.name}" if entry is None else entry.name
+        _load(name, path, needed, known=own, classifier=classifier)
+    return Backbone(
+        name=name,
+        layer=layer,
+        weights=label,
+        sha256=tensors_sha256(needed),
+        preprocessing=preprocessing,
+        feature_shape=feature_shape,
+        module=module,
+    )
+
+
+class FeatureExtractor(nn.Module):
+    """The cut model: (N, 3, S, S) -> (N, D) or (N, C, H, W)."""
+
+    def __init__(self, net: nn.Module, *, channels_last: bool, average: bool) -> None:
+        """`net` returns {"features": (N, D), (N, C, H, W) or, when `channels_last`, (N, H, W, C)}."""
+        super().__init__()
+        self.net = net
+        self.channels_last = channels_last
+        self.average = average
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.net(images)["features"]
+        if self.channels_last:
+            features = features.permute(0, 3, 1, 2)
+        return features.mean(dim=(2, 3)) if self.average else features
+
+
+def _build(name: str, own_size: int, seed: int) -> nn.Module:
+    """The whole model, randomly initialised after `seed`, in evaluation mode, without gradients."""
+    options: dict[str, Any] = dict(OPTIONS.get(name, {}))
+    if name.startswith("vit_"):
+        options["image_size"] = own_size
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs as well
+        model: nn.Module = get_model(name, weights=None, **options)
+    return model.eval().requires_grad_(False)
+
+
+def _nodes(model: nn.Module) -> list[str]:
+    """Names of the graph's nodes in order of execution, those that exist in training and in evaluation."""
+    in_training, in_evaluation = get_graph_node_names(model, suppress_diff_warning=True)
+    return [node for node in in_evaluation if node in set(in_training)]
+
+
+def _classifier(model: nn.Module, nodes: list[str]) -> tuple[str, str]:
+    """The top-level module with the last Linear (or last convolution, where there is none), and the default layer.
+
+    In all of torchvision's classifiers the node executed before is the input (tested on each).
+    """
+    modules = dict(model.named_modules())
+    linears = [i for i, node in enumerate(nodes) if isinstance(modules.get(node), nn.Linear)]
+    last = linears[-1] if linears else max(i for i, n in enumerate(nodes) if isinstance(modules.get(n), nn.Conv2d))
+    before = last - 1
+    while isinstance(modules.get(nodes[before]), nn.Dropout):
+        before -= 1
+    return nodes[last].partition(".")[0], nodes[before] + ("" if linears else ":mean")
+
+
+def _cut(name: str, model: nn.Module, layer: str, nodes: list[str]) -> nn.Module:
+    """The model up to a layer, sharing the model's tensors. UserError: no such node."""
+    node = layer.removesuffix(":mean")
+    parts = [known.split(".") for known in nodes]
+    known = {".".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1)}
+    if node not in known:
+        raise UserError(
+            f"{name} has no layer {node!r}{did_you_mean(node, sorted(known))}; "
+            f"its last ones are {', '.join(nodes[-5:])}"
+        )
+    net: nn.Module = create_feature_extractor(model, {node: "features"}, suppress_diff_warning=True)
+    return net
+
+
+def _shaped(
+    name: str, layer: str, net: nn.Module, preprocessing: Preprocessing, own_size: int
+) -> tuple[FeatureExtractor, tuple[int, ...]]:
+    """The extractor for what the cut model gives, and its feature shape. UserError: image size or layer impossible."""
+    size = preprocessing.crop
+    average = layer.endswith(":mean")
+    try:
+        # A failing traced module prints its own source to stderr besides raising.
+        with contextlib.redirect_stderr(io.StringIO()), torch.inference_mode():
+            features = net(torch.zeros(1, 3, size, size))["features"]
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{name} does not take {size}×{size} images ({reason}); its own are {own_size}×{own_size}: "
+            "give a larger --image-size, or none"
+        ) from error
+    shape = tuple(features.shape) if isinstance(features, Tensor) else ()
+    if len(shape) not in (2, 4) or shape[0] != 1 or 0 in shape:
+        got = f"({', '.join(map(str, ('N', *shape[1:])))})" if shape else f"a {type(features).__name__}"
+        raise UserError(f"layer {layer} of {name} gives {got}, not (N, D) or (N, C, H, W); choose another --layer")
+    if average and len(shape) == 2:
+        raise UserError(f"layer {layer} of {name} is not a map but (N, {shape[1]}); leave :mean out")
+    channels_last = len(shape) == 4 and shape[1] == shape[2] != shape[3]
+    if channels_last:
+        shape = (1, shape[3], shape[1], shape[2])
+    extractor = FeatureExtractor(net, channels_last=channels_last, average=average).eval()
+    return extractor, shape[1:2] if average else shape[1:]
+
+
+def _downloaded(name: str, entry: WeightsEnum) -> Path:
+    """The file of named weights where torchvision keeps it, downloaded if absent. UserError: cannot, or damaged."""
+    file_name = Path(urlparse(entry.url).path).name
+    published = re.search(r"-([0-9a-f]{8,})\.", file_name)
+    if published is None:
+        raise UserError(f"{file_name} of {name} carries no SHA-256 to check it by; download it and use --weights FILE")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(entry.url, str(path), published[1], progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise UserError(
+                f"cannot download {file_name}, the weights {entry.name} of {name} ({reason}); put the file from "
+                f"{entry.url} into {path.parent} (where torchvision looks; TORCH_HOME moves it), or name any copy of "
+                f"it by --weights FILE --preset {entry.name}"
+            ) from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(published[1]):
+        raise UserError(
+            f"{path} is damaged (its SHA-256 starts with {digest[: len(published[1])]}); delete it and run again to "
+            "download it, or name another copy by --weights FILE"
+        )
+    return path
+
+
+def _load(name: str, path: Path, needed: dict[str, Tensor], *, known: Collection[str], classifier: str) -> None:
+    """Copy a checkpoint into the tensors that the layer needs. UserError: it does not fit, or is not finite there."""
+    state = load_checkpoint(path)
+    unknown = [key for key in state if key not in known and key.partition(".")[0] != classifier]
+    missing, misshaped = copy_into(needed, state)
+    problems = ((missing, "missing"), (misshaped, "of another shape"), (unknown, "unknown"))
+    if any(keys for keys, _ in problems):
+        counts = "; ".join(f"{len(keys)} {what}: {_examples(keys)}" for keys, what in problems if keys)
+        raise UserError(
+            f"{path} does not fit {name} ({len(state)} tensors in the file, {len(needed)} needed; {counts}); "
+            f"is this really a {name} checkpoint?"
+        )
+    broken = [key for key, tensor in needed.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise UserError(
+            f"{path} holds values that are not finite in {_examples(broken)}, which the layer needs; choose an earlier "
+            "--layer, or other weights"
+        )
+
+
+def _examples(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")

@@ -1,0 +1,273 @@
+"""The bank: one HDF5 file plus the sealed parts beside it, read as one.
+
+A killed writer can leave an HDF5 file that no library opens, so nobody ever writes into the bank. Writers seal parts:
+a file in `BANK.parts/` is written under a temporary name, flushed, synced and renamed. The bank file itself is only
+ever replaced, atomically (`pipeline.packing`). Readers overlay the parts; for each video its newest row counts.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from pipeline import features as hdf5
+from pipeline.errors import UserError
+from pipeline.lock import hold, is_running
+
+_ABANDONED_SECONDS = 24 * 3600.0
+
+
+def fingerprint_of(recipe: Mapping[str, Any]) -> str:
+    """The sha256 of everything that decides what an embedding is: backbone, weights, preprocessing, sampling, …"""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], names: tuple[str, str] = ("banked", "now"), prefix: str = ""
+) -> Iterator[str]:
+    """The values that differ between two recipes, as "preprocessing.resize is 232 (banked) and 256 (now)"."""
+    for key in sorted({*one, *other}):
+        first, second = one.get(key, "unset"), other.get(key, "unset")
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            yield from differences(first, second, names, f"{prefix}{key}.")
+        elif first != second:
+            yield f"{prefix}{key} is {first} ({names[0]}) and {second} ({names[1]})"
+
+
+def parts_folder(path: Path) -> Path:
+    """Where the parts of a bank lie."""
+    return path.with_name(path.name + ".parts")
+
+
+def lock_file(path: Path) -> Path:
+    """The lock that whoever replaces the bank file holds."""
+    return path.with_name(path.name + ".lock")
+
+
+def sealed_parts(path: Path) -> list[Path]:
+    """The sealed parts of a bank, oldest first."""
+    try:
+        names = [name for name in os.listdir(parts_folder(path)) if name.endswith(".h5") and not name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    return [parts_folder(path) / name for name in sorted(names)]
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file or a folder has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unique_name(stem: str) -> str:
+    """A file name that sorts by time and that no other writer, host or process will choose."""
+    moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"{time.time() % 1:.6f}"[1:]
+    return f"{stem}-{moment}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.h5"
+
+
+def unsealed(folder: Path) -> Path:
+    """An empty temporary file in a folder, which is made if need be; readers never look at it."""
+    temporary = folder / f".{unique_name('unsealed')}"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # somebody who packs removed the empty folder just now
+            temporary.touch()
+            return temporary
+
+
+def seal(temporary: Path, target: Path) -> None:
+    """Give a finished temporary file its name, once its bytes are on the disk."""
+    sync(temporary)
+    os.replace(temporary, target)
+    sync(target.parent)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary path that replaces `target` when the block ends well, and is removed when it doesn't."""
+    temporary = unsealed(target.parent)
+    try:
+        yield temporary
+        seal(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove temporary files beside a bank whose writer is dead: killed on this host, or silent for a day."""
+    for folder in (path.parent, parts_folder(path)):
+        for file in folder.glob(".unsealed-*.h5"):
+            pid = file.name.rsplit("-", 2)[1]
+            ours = file.name.endswith(f"-{socket.gethostname()}-{pid}-{file.name.rsplit('-', 1)[1]}")
+            with suppress(FileNotFoundError):
+                old = time.time() - file.stat().st_mtime > _ABANDONED_SECONDS
+                if old or (ours and not is_running(int(pid))):
+                    file.unlink()
+
+
+def create(path: Path, config: Mapping[str, Any]) -> None:
+    """Write an empty bank, unless there is one already.
+
+    Two runs that start together cannot both define what the bank holds: it is made under the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with hold(lock_file(path)):
+        if not path.exists():
+            contents = hdf5.Contents(
+                fingerprint_of(config["recipe"]),
+                dict(config),
+                hdf5.empty_table(hdf5.CATALOG),
+                hdf5.empty_table(hdf5.FAILURES),
+            )
+            with replacing(path) as temporary, hdf5.Output(temporary) as output:
+                hdf5.begin(output.file, contents.config, contents.fingerprint)
+                hdf5.write_contents(output.file, contents)
+
+
+def newest(tables: list[pd.DataFrame], moment: str) -> pd.DataFrame:
+    """Concatenate tables; of rows with the same id only the newest stays."""
+    table = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    newest = table.sort_values(moment, kind="stable").drop_duplicates("id", keep="last")
+    return newest.sort_values("id").reset_index(drop=True)
+
+
+class Bank(Mapping[str, np.ndarray]):
+    """A bank opened for reading: a mapping of video ids to their embeddings, read when asked for.
+
+    Attributes:
+        parts: the sealed parts that were read, or that the bank file links to.
+        catalog: one row per video (see `pipeline.features.CATALOG`).
+        failures: one row per video that could not be banked.
+        config: what made the embeddings (`recipe`) and on what (`compute`).
+
+    Raises:
+        UserError: there is no such bank, it cannot be read, or its files were made differently.
+    """
+
+    def __init__(self, path: Path | str, *, only_parts: bool = False) -> None:
+        self.path = Path(path)
+        self._only_parts = only_parts
+        self._files = ExitStack()
+        self._open_files: dict[Path, Any] = {}
+        for _ in range(20):
+            try:
+                self._read()
+                return
+            except FileNotFoundError:  # a part was packed away between being listed and being read: list again
+                if not self.path.exists() and not sealed_parts(self.path):
+                    raise UserError(f"There is no bank at {self.path}; `framebank extract` makes one.") from None
+                time.sleep(0.05)
+        raise UserError(f"Parts of {self.path} keep vanishing while it is read; is something else deleting them?")
+
+    def _read(self) -> None:
+        self.parts = sealed_parts(self.path)
+        main = [self.path] if self.path.exists() and not self._only_parts else []
+        contents: list[tuple[Path, hdf5.Contents]] = []
+        linked: set[str] = set()
+        for file in (*main, *self.parts):
+            if file.name in linked:
+                continue
+            try:
+                read = hdf5.read_contents(file)
+            except FileNotFoundError:
+                raise
+            except (OSError, KeyError, ValueError) as error:
+                raise UserError(_unreadable(file, error)) from error
+            linked.update(read.parts)
+            contents.append((file, read))
+        if not contents:
+            raise FileNotFoundError(self.path)
+        first = contents[0][1]
+        for file, read in contents[1:]:
+            if read.fingerprint != first.fingerprint:
+                names = contents[0][0].name, file.name
+                what = "; ".join(differences(first.config["recipe"], read.config["recipe"], names))
+                raise UserError(f"{file} and {contents[0][0]} were made differently: {what}. Move one elsewhere.")
+        self.config, self.fingerprint, self.created = first.config, first.fingerprint, first.created
+        self.files = [file for file, _ in contents]
+        tables = [read.catalog.assign(_file=number) for number, (_, read) in enumerate(contents)]
+        catalog = newest(tables, "banked")
+        self._where = dict(zip(catalog["id"], catalog.pop("_file"), strict=True))
+        text = [name for name in catalog.columns if hdf5.CATALOG.get(name, "s") == "s"]
+        self.catalog = catalog.fillna(dict.fromkeys(text, ""))
+        failures = newest([read.failures for _, read in contents], "when")
+        banked = dict(zip(catalog["id"], catalog["banked"], strict=True))
+        later = [row.when > banked.get(row.id, "") for row in failures.itertuples()]
+        self.failures = failures[np.array(later, dtype=bool)].reset_index(drop=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files that were opened."""
+        self._files.close()
+        self._open_files.clear()
+
+    def file_of(self, video_id: str) -> Any:
+        """The open HDF5 file that holds a video; KeyError when the bank doesn't have it."""
+        path = self.files[self._where[video_id]]
+        if path not in self._open_files:
+            self._open_files[path] = self._files.enter_context(hdf5.open_file(path))
+        return self._open_files[path]
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        """Embeddings of one video, (T, D) or (T, C, H, W), float16 or float32."""
+        return np.asarray(self.file_of(video_id)[f"videos/{video_id}/features"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.catalog["id"])
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+    def timestamps(self, video_id: str) -> np.ndarray:
+        """(T,) float64 seconds at which the frames of one video are presented; NaN where the source has no clock."""
+        return np.asarray(self.file_of(video_id)[f"videos/{video_id}/timestamps"])
+
+    def frame_index(self, video_id: str) -> np.ndarray:
+        """(T,) int64 indices of the banked frames in the source."""
+        return np.asarray(self.file_of(video_id)[f"videos/{video_id}/frame_index"])
+
+    def verify(self) -> list[tuple[str, str]]:
+        """Read everything. Returns (id, what is wrong) pairs; an empty list means that the bank is sound."""
+        problems = []
+        for row in hdf5.records(self.catalog):
+            try:
+                file = self.file_of(row["id"])
+            except OSError as error:
+                problems.append((row["id"], f"its file cannot be opened: {error}"))
+                continue
+            problems += [(row["id"], problem) for problem in hdf5.check_video(file, row)]
+        for file_path in self.files:
+            with hdf5.open_file(file_path) as file:
+                strangers = hdf5.stored_ids(file) - set(self._where)
+            problems += [(video_id, "stored, but not in the catalog") for video_id in sorted(strangers)]
+        return problems
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk: the bank file and everything in its parts folder."""
+        files = [self.path, *sealed_parts(self.path)]
+        return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _unreadable(file: Path, error: Exception) -> str:
+    if isinstance(error, ValueError):
+        return f"{error}; give another path."
+    detail = str(error).split("(")[-1].rstrip(")")
+    return f"{file} cannot be read as a framebank bank ({detail}); move it away or restore it from a copy."

@@ -1,0 +1,102 @@
+"""The backbone as a function from uint8 frames to embeddings, on a device and in a precision that are stated.
+
+The batch shape is constant (the last batch is filled up), so that the same kernels run for every row and a video's
+embedding does not depend on which videos shared its batch.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.backbone import Backbone
+from pipeline.errors import UserError
+from pipeline.preprocessing import normalise
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BATCH_SIZES = {"cpu": 16, "mps": 64, "cuda": 128}
+
+Encode = Callable[[Tensor], np.ndarray]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes a CUDA GPU, then Apple's, then the CPU.
+
+    Raises:
+        UserError: the name is unknown or this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"Device {name!r} is not usable here ({reason}); try --device auto or cpu.") from error
+    return device
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself: where it is emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def choose_precision(name: str, device: torch.device, banked: str | None = None) -> str:
+    """The compute precision; `auto` keeps to what the bank was begun with, else bf16 where it is native, else fp32."""
+    if name != "auto":
+        return name
+    return banked or ("bf16" if native_bf16(device) else "fp32")
+
+
+def choose_batch_size(size: str | int, device: torch.device, banked: Mapping[str, Any] | None = None) -> int:
+    """The batch size; `auto` keeps to what the bank was begun with on such a device, so that resumed rows are the same."""
+    if size != "auto":
+        return int(size)
+    if banked is not None and banked.get("device") == device.type:
+        return int(banked["batch_size"])
+    return BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
+
+
+def make_encoder(backbone: Backbone, device: torch.device, precision: str, batch_size: int) -> tuple[Encode, int]:
+    """Put the backbone on the device and try one batch, halving the batch size while the device has no room for it.
+
+    Returns:
+        the encoder, from (B, 3, S, S) uint8 frames to (B, D) or (B, C, H, W) float32 embeddings, and B.
+
+    Raises:
+        UserError: not even one frame fits, or the device can't compute in this precision.
+    """
+    dtype = PRECISIONS[precision]
+    turn = threading.Lock() if device.type != "cpu" else nullcontext()
+    module = backbone.module.to(device, dtype).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def encode(frames: Tensor) -> np.ndarray:
+        with turn:
+            batch = normalise(backbone.preprocessing, frames.to(device))
+            batch = batch.to(dtype=dtype, memory_format=torch.channels_last)
+            embeddings: np.ndarray = module(batch).float().cpu().numpy()
+            return embeddings
+
+    size = backbone.preprocessing.crop
+    while True:
+        try:
+            encode(torch.zeros(batch_size, 3, size, size, dtype=torch.uint8))
+            return encode, batch_size
+        except torch.OutOfMemoryError as error:
+            if batch_size == 1:
+                raise UserError(f"{device} has no room for one frame; try --device cpu.") from error
+            batch_size //= 2
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{backbone.name} does not run in {precision} on {device} ({reason}); try --precision fp32."
+            ) from error

@@ -1,0 +1,213 @@
+"""Folding parts into one self-contained bank file: pack, link, merge and remove.
+
+Whatever happens here ends in one atomic replacement of the bank file, under the lock. Only then are the parts deleted
+that were merged, and no others: a part that another writer sealed meanwhile stays.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline import features as hdf5
+from pipeline.bank import (
+    Bank,
+    differences,
+    lock_file,
+    newest,
+    parts_folder,
+    remove_abandoned,
+    replacing,
+    sealed_parts,
+    unique_name,
+)
+from pipeline.errors import UserError
+from pipeline.lock import hold
+
+PACK_FRACTION = 0.25  # packing rewrites the bank: worth it when the parts exceed this share of it
+
+
+class NoRoomError(UserError):
+    """Not enough free disk to rewrite the bank."""
+
+
+def _write_one_file(
+    path: Path, banks: Iterable[tuple[Bank, pd.DataFrame]], failures: pd.DataFrame, check: Callable[[], None]
+) -> None:
+    """Replace `path` by one file that holds the given catalog rows of the given banks and their embeddings."""
+    banks = list(banks)
+    catalog = pd.concat([rows for _, rows in banks], ignore_index=True).sort_values("id")
+    first = banks[0][0]
+    with replacing(path) as temporary:
+        with hdf5.Output(temporary) as output:
+            hdf5.begin(output.file, first.config, first.fingerprint, first.created)
+            for bank, rows in banks:
+                for row in hdf5.records(rows.sort_values("id")):
+                    hdf5.copy_video(bank.file_of(row["id"]), output.file, row["id"], label=row["label"])
+                    output.check()
+            hdf5.write_contents(output.file, hdf5.Contents("", {}, catalog, failures))
+        check()
+
+
+def _delete(parts: Iterable[Path], folder: Path) -> None:
+    for part in parts:
+        part.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty: another writer is at work in it
+        folder.rmdir()
+
+
+def _relabelled(catalog: pd.DataFrame, updates: pd.DataFrame | None) -> pd.DataFrame:
+    """The catalog with newer label, split, group and extra columns of some of its rows."""
+    if updates is None or updates.empty:
+        return catalog
+    catalog, fresh = catalog.set_index("id"), updates.set_index("id")
+    for column in fresh.columns:
+        if column not in catalog:
+            catalog[column] = ""
+        catalog.loc[fresh.index, column] = fresh[column]
+    return catalog.reset_index()
+
+
+def _check_room(path: Path, needed: int, what: str) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise NoRoomError(
+            f"{what} {path} needs {needed / 1e6:.0f} MB of free disk and {free / 1e6:.0f} MB are left; "
+            "free some, or leave the bank in parts (it reads the same)."
+        )
+
+
+def pack(
+    path: Path,
+    *,
+    without: Collection[str] = (),
+    updates: pd.DataFrame | None = None,
+    on_wait: Callable[[str], None] | None = None,
+) -> int:
+    """Rewrite a bank and its parts as one self-contained file.
+
+    Args:
+        path: the bank.
+        without: ids to leave out, from the catalog and from the failures.
+        updates: newer metadata of banked videos, a column `id` and those to change.
+        on_wait: called with the holder's name when another process is packing.
+
+    Returns:
+        how many parts were folded in.
+
+    Raises:
+        UserError: no such bank, or not enough free disk for the copy.
+    """
+    with hold(lock_file(path), on_wait=on_wait) as check:
+        remove_abandoned(path)
+        with Bank(path) as bank:
+            _check_room(path, bank.nbytes, "Packing")
+            catalog = _relabelled(bank.catalog[~bank.catalog["id"].isin(without)], updates)
+            failures = bank.failures[~bank.failures["id"].isin(without)]
+            _write_one_file(path, [(bank, catalog)], failures, check)
+        _delete(bank.parts, parts_folder(path))
+    return len(bank.parts)
+
+
+def link(path: Path, *, on_wait: Callable[[str], None] | None = None) -> None:
+    """Make the bank file an index of relative external links into its parts, without copying any embedding.
+
+    A bank file that holds embeddings itself first becomes a part (by a hard link, so that no moment is without it).
+
+    Raises:
+        UserError: no such bank, or a file system without hard links.
+    """
+    with hold(lock_file(path), on_wait=on_wait) as check:
+        remove_abandoned(path)
+        main = hdf5.read_contents(path)
+        if not main.parts and len(main.catalog) + len(main.failures):
+            base = parts_folder(path) / unique_name("base")
+            base.parent.mkdir(exist_ok=True)
+            try:
+                os.link(path, base)
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be hard-linked here ({error}); run `framebank pack` instead."
+                ) from error
+        if not sealed_parts(path):
+            return
+        with Bank(path, only_parts=True) as bank:
+            with replacing(path) as temporary:
+                with hdf5.Output(temporary) as output:
+                    index = output.file
+                    hdf5.begin(index, bank.config, bank.fingerprint, bank.created)
+                    for row in hdf5.records(bank.catalog):
+                        part = bank.file_of(row["id"])
+                        hdf5.link_video(index, part, parts_folder(path).name, row["id"], label=row["label"])
+                    names = [part.name for part in bank.parts]
+                    hdf5.write_contents(index, hdf5.Contents("", {}, bank.catalog, bank.failures, names))
+                check()
+
+
+def fold_in(path: Path, *, updates: pd.DataFrame | None, on_wait: Callable[[str], None] | None = None) -> str:
+    """End a run: pack when the parts are big enough or metadata changed, otherwise link.
+
+    Returns:
+        "packed", "linked", or "linked: <why it could not be packed>".
+    """
+    parts = sum(part.stat().st_size for part in sealed_parts(path))
+    metadata_changed = updates is not None and len(updates) > 0
+    if metadata_changed or parts > PACK_FRACTION * path.stat().st_size:
+        try:
+            pack(path, updates=updates, on_wait=on_wait)
+            return "packed"
+        except NoRoomError as error:
+            if metadata_changed:
+                raise
+            link(path, on_wait=on_wait)
+            return f"linked: {error}"
+    if parts:
+        link(path, on_wait=on_wait)
+    return "linked"
+
+
+def _conflicts(catalogs: list[pd.DataFrame]) -> list[str]:
+    """Ids that mean different embeddings in two banks: another source file, or another number of rows."""
+    everything = pd.concat(catalogs, ignore_index=True)
+    variants = everything.drop_duplicates(["id", "digest", "rows"])
+    return sorted(set(variants.loc[variants["id"].duplicated(), "id"]))
+
+
+def merge(target: Path, sources: list[Path], *, on_wait: Callable[[str], None] | None = None) -> int:
+    """Merge banks of the same fingerprint into one file. A target that exists already is merged too.
+
+    Returns:
+        how many videos the merged bank holds.
+
+    Raises:
+        UserError: the banks were made differently, an id stands for two different videos, or the disk is too full.
+    """
+    with ExitStack() as stack:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check = stack.enter_context(hold(lock_file(target), on_wait=on_wait))
+        paths = [target, *sources] if target.exists() else sources
+        banks = [stack.enter_context(Bank(path)) for path in dict.fromkeys(path.absolute() for path in paths)]
+        first = banks[0]
+        for bank in banks[1:]:
+            if bank.fingerprint != first.fingerprint:
+                names = first.path.name, bank.path.name
+                what = "; ".join(differences(first.config["recipe"], bank.config["recipe"], names))
+                raise UserError(f"Embeddings that were made differently never mix: {what}.")
+        catalogs = [bank.catalog.assign(_bank=number) for number, bank in enumerate(banks)]
+        conflicts = _conflicts(catalogs)
+        if conflicts:
+            raise UserError(
+                f"{len(conflicts)} ids stand for different videos in these banks, e.g. {conflicts[0]!r}; "
+                "`framebank remove` them from one of the banks first."
+            )
+        _check_room(target, sum(bank.nbytes for bank in banks), "Merging into")
+        catalog = newest(catalogs, "banked")
+        failures = newest([bank.failures for bank in banks], "when")
+        failures = failures[~failures["id"].isin(catalog["id"])]
+        chosen = [(bank, catalog[catalog["_bank"] == n].drop(columns="_bank")) for n, bank in enumerate(banks)]
+        _write_one_file(target, chosen, failures, check)
+        _delete(first.parts if first.path == target.absolute() else [], parts_folder(target))
+    return len(catalog)

@@ -1,0 +1,133 @@
+"""What is left to do: the videos that were found, held against what the bank already has."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline import features as hdf5
+from pipeline.bank import Bank
+from pipeline.errors import UserError
+from pipeline.sources import source_digest, source_path, source_state, source_text
+from pipeline.videos import absolute_path
+
+_REQUEST = ("start", "end", "crop")  # what of a video was asked for; another request means other embeddings
+_OWN = {*hdf5.CATALOG, "path"} - {"label", "split", "group"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The split of the found videos.
+
+    Attributes:
+        todo: rows to extract, with `source`, `size` and `mtime`.
+        done: rows that the bank holds already.
+        failed: ledger rows of found videos that are not tried again.
+        changed: ids among `todo` whose source, span or crop is another than when it was banked.
+        updates: column `id` and the metadata of done videos that is new (label, split, group, source, extra columns).
+    """
+
+    todo: pd.DataFrame
+    done: pd.DataFrame
+    failed: pd.DataFrame
+    changed: list[str]
+    updates: pd.DataFrame
+
+
+def known_sources(bank: Bank | None, root: Path) -> dict[str, str]:
+    """The ids that the bank has given to files below a folder, and those files."""
+    if bank is None:
+        return {}
+    below = absolute_path(root)
+    paths = {row["id"]: source_path(row["source"]) for row in hdf5.records(bank.catalog)}
+    paths |= {row["id"]: source_path(row["path"]) for row in hdf5.records(bank.failures)}
+    return {video_id: path for video_id, path in paths.items() if below in Path(path).parents}
+
+
+def _same_content(row: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    if (row["size"], row["mtime"]) == (old["size"], old["mtime"]):
+        return True
+    if row["size"] != old["size"]:
+        return False
+    return bool(source_digest(row["path"], row["kind"]) == old["digest"])
+
+
+def _same_request(row: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    if row["kind"] == "images" and not _same(row["fps"] or nan, old["fps"] or nan):
+        return False
+    return all(_same(row[name], old[name]) for name in _REQUEST)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(one == other or (one != one and other != other))
+
+
+def plan(table: pd.DataFrame, bank: Bank | None, *, retry_failed: bool) -> Plan:
+    """Decide what to do with each video that was found.
+
+    A video is done when the bank holds it from the same file (size and time, or else content) with the same span and
+    crop. One in the ledger is tried again when its file has changed, or when asked to.
+
+    Raises:
+        UserError: an id that is banked from one file now stands for another file, and the first is still there.
+    """
+    states = [source_state(path, kind) for path, kind in zip(table["path"], table["kind"], strict=True)]
+    table = table.assign(
+        source=[source_text(path) for path in table["path"]],
+        size=[size for size, _ in states],
+        mtime=[mtime for _, mtime in states],
+    )
+    if bank is None:
+        return Plan(table, table[:0], hdf5.empty_table(hdf5.FAILURES), [], table[["id"]][:0])
+    banked = {row["id"]: row for row in hdf5.records(bank.catalog)}
+    ledger = {row["id"]: row for row in hdf5.records(bank.failures)}
+    todo, done, failed, changed, moved_onto = [], [], [], [], []
+    for row in hdf5.records(table):
+        video_id = row["id"]
+        old, failure = banked.get(video_id), ledger.get(video_id)
+        if (
+            failure is not None
+            and not retry_failed
+            and (failure["size"], failure["mtime"]) == (row["size"], row["mtime"])
+        ):
+            failed.append(video_id)
+        elif old is None:
+            todo.append(video_id)
+        elif _same_content(row, old) and _same_request(row, old):
+            done.append(video_id)
+        else:
+            if row["source"] != old["source"] and Path(source_path(old["source"])).exists():
+                moved_onto.append((video_id, old["source"], row["source"]))
+            changed.append(video_id)
+            todo.append(video_id)
+    if moved_onto:
+        video_id, first, second = moved_onto[0]
+        raise UserError(
+            f"{len(moved_onto)} ids are banked from other files, e.g. {video_id!r} from {first}, now {second}; "
+            "use another bank, or give ids in a manifest."
+        )
+    done_rows = table[table["id"].isin(done)]
+    return Plan(
+        todo=table[table["id"].isin(todo)],
+        done=done_rows,
+        failed=bank.failures[bank.failures["id"].isin(failed)],
+        changed=changed,
+        updates=_updates(done_rows, bank.catalog),
+    )
+
+
+def _updates(done: pd.DataFrame, catalog: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `done` whose metadata differs from the catalog's: an id column and the columns that differ anywhere.
+
+    What is blank now erases nothing: a folder read without its manifest knows no groups.
+    """
+    columns = [name for name in done.columns if name not in _OWN] + ["source"]
+    old = catalog.set_index("id").reindex(done["id"]).reindex(columns=columns).fillna("")
+    new = done.set_index("id")[columns]
+    new = new.where(new != "", old)
+    differs = old != new
+    rows, names = differs.any(axis=1), differs.any(axis=0)
+    return new.loc[rows, names].reset_index()

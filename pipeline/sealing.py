@@ -1,0 +1,217 @@
+"""Writing embeddings to disk so that a kill at any instant costs only the videos in flight.
+
+Finished videos are collected in memory and sealed together as a part (`pipeline.bank`) once a second at the start of
+a run, later less often (at most 1 % of the run is in memory, and never more than half a minute of it): a video counts
+as banked when it is sealed. A video too long for memory streams into a part of its own.
+"""
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import features as hdf5
+from pipeline.bank import fingerprint_of, parts_folder, seal, unique_name, unsealed
+from pipeline.errors import UserError, VideoError
+
+STREAM_BYTES = 32 << 20  # a video with more embeddings than this goes to disk as it comes
+PENDING_BYTES = 64 << 20  # finished videos that wait in memory to be sealed
+_NO_SPACE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EFBIG: "a file may not grow that large",
+    errno.EDQUOT: "the quota is used up",
+}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk into one clear line.
+
+    Raises:
+        UserError: the disk is full or the quota used up. What was sealed before stays.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise UserError(
+            f"Writing to {path.parent} failed: {_NO_SPACE[error.errno]}. Everything sealed before is safe; "
+            "make room and run the same command again to go on."
+        ) from error
+
+
+def stored(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Rows in the dtype of the bank.
+
+    Args:
+        rows: (N, …) float32 embeddings.
+        dtype: float16 or float32.
+
+    Raises:
+        VideoError: a value is not finite, or lies beyond float16.
+    """
+    if not np.isfinite(rows).all():
+        raise VideoError("the backbone gave values that are not finite (NaN or infinity); are these the right weights?")
+    with np.errstate(over="ignore"):
+        converted = rows.astype(dtype)
+    if not np.isfinite(converted).all():
+        raise VideoError(f"an embedding value of {np.abs(rows).max():.6g} is beyond float16; use --store float32")
+    return converted
+
+
+class VideoSink:
+    """Takes the rows of one video in order, then either `finish` or `discard`."""
+
+    def __init__(self, writer: "PartWriter", row: Mapping[str, Any]) -> None:
+        self._writer = writer
+        self.row = {key: value for key, value in row.items() if key != "path"}
+        self.rows = 0
+        self._pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._bytes = 0
+        self._temporary: Path
+        self._output: hdf5.Output
+        self._stream: hdf5.VideoWriter | None = None
+
+    def append(self, features: np.ndarray, timestamps: np.ndarray, frame_index: np.ndarray) -> None:
+        """Add N rows: (N, D) or (N, C, H, W) float32, (N,) float64 seconds, (N,) int64 frame indices.
+
+        Raises:
+            VideoError: a value cannot be stored.
+            UserError: the disk is full.
+        """
+        features = stored(features, self._writer.dtype)
+        self._pieces.append((features, timestamps, frame_index))
+        self._bytes += features.nbytes
+        self.rows += len(features)
+        if self._bytes > STREAM_BYTES:
+            try:
+                with disk_errors(self._writer.path):
+                    self._flush()
+            except BaseException:
+                self.discard()
+                raise
+
+    def _gathered(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        features, timestamps, frame_index = (np.concatenate(pieces) for pieces in zip(*self._pieces, strict=True))
+        return features, timestamps, frame_index
+
+    def _flush(self) -> None:
+        if self._stream is None:
+            self._temporary = unsealed(parts_folder(self._writer.path))
+            self._output = hdf5.Output(self._temporary)
+            hdf5.begin(self._output.file, self._writer.config, self._writer.fingerprint)
+            self._stream = hdf5.VideoWriter(
+                self._output.file, self.row["id"], label=self.row["label"], source=self.row["source"]
+            )
+        if self._pieces:
+            self._stream.append(*self._gathered())
+            self._output.check()
+        self._pieces, self._bytes = [], 0
+
+    def finish(self, found: Mapping[str, Any]) -> None:
+        """The video is complete; `found` are the catalog values that only decoding told."""
+        self.row.update(found, rows=self.rows, banked=hdf5.utc_now())
+        if self._stream is None:
+            self._writer.accept(self.row, self._gathered())
+            return
+        with disk_errors(self._writer.path):
+            self._flush()
+            self._stream.finish()
+            self._writer.close_part(self._output, self._temporary, [self.row], [])
+
+    def discard(self) -> None:
+        """Forget the video and remove what it wrote."""
+        self._pieces = []
+        if self._stream is not None:
+            with suppress(OSError):  # the disk may be full, and the file is going anyway
+                self._output.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+class PartWriter:
+    """Seals the finished videos and the failures of one process as parts of a bank; several threads may use it.
+
+    Args:
+        path: the bank.
+        config: what made the embeddings; `config["recipe"]["store"]` is the dtype.
+        on_sealed: called with (videos, failures) after each sealed part.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], on_sealed: Callable[[int, int], None]) -> None:
+        self.path = path
+        self.config = dict(config)
+        self.fingerprint = fingerprint_of(config["recipe"])
+        self.dtype = np.dtype(config["recipe"]["store"])
+        self.lock = threading.RLock()
+        self._on_sealed = on_sealed
+        self._finished: list[tuple[dict[str, Any], tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
+        self._failures: list[dict[str, Any]] = []
+        self._bytes = 0
+        self._begun = self._sealed_at = time.monotonic()
+
+    def open(self, row: Mapping[str, Any]) -> VideoSink:
+        """A sink for the rows of one video; `row` holds the catalog values known beforehand."""
+        return VideoSink(self, row)
+
+    def accept(self, row: dict[str, Any], arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        """Take a finished video that fits in memory (called by its sink)."""
+        with self.lock:
+            self._finished.append((row, arrays))
+            self._bytes += arrays[0].nbytes
+            self.seal_if_due()
+
+    def fail(self, row: Mapping[str, Any], reason: str) -> None:
+        """Enter a video into the ledger."""
+        entry = {"id": row["id"], "path": row["source"], "reason": reason, "when": hdf5.utc_now()}
+        with self.lock:
+            self._failures.append({**entry, "size": row["size"], "mtime": row["mtime"]})
+            self.seal_if_due()
+
+    def seal_if_due(self) -> None:
+        """Seal when enough time has passed or enough bytes wait."""
+        with self.lock:
+            now = time.monotonic()
+            interval = min(30.0, max(1.0, 0.01 * (now - self._begun)))
+            if self._bytes > PENDING_BYTES or now - self._sealed_at >= interval:
+                self.seal()
+
+    def seal(self) -> None:
+        """Seal everything that is finished.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        with self.lock, disk_errors(self.path):
+            self._sealed_at = time.monotonic()
+            if not self._finished and not self._failures:
+                return
+            temporary = unsealed(parts_folder(self.path))
+            try:
+                with hdf5.Output(temporary) as output:
+                    hdf5.begin(output.file, self.config, self.fingerprint)
+                    for row, arrays in self._finished:
+                        video = hdf5.VideoWriter(output.file, row["id"], label=row["label"], source=row["source"])
+                        video.write(*arrays)
+                        video.finish()
+                    self.close_part(output, temporary, [row for row, _ in self._finished], self._failures)
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._finished, self._failures, self._bytes = [], [], 0
+
+    def close_part(
+        self, output: hdf5.Output, temporary: Path, rows: list[dict[str, Any]], failures: list[dict[str, Any]]
+    ) -> None:
+        """Write the catalog of a part, close it and give it its name."""
+        catalog = hdf5.as_table(rows, hdf5.CATALOG)
+        ledger = hdf5.as_table(failures, hdf5.FAILURES)
+        hdf5.write_contents(output.file, hdf5.Contents("", {}, catalog, ledger))
+        output.close()
+        seal(temporary, parts_folder(self.path) / unique_name("part"))
+        with self.lock:
+            self._on_sealed(len(rows), len(failures))

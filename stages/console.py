@@ -1,0 +1,114 @@
+"""What the commands show: plain lines on standard output, live progress on standard error when it is a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:  # the engine loads torch, and most commands can do without
+    from pipeline import engine
+
+_PLAIN_SECONDS = 10.0  # between two lines of progress when nobody watches a terminal
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """ "1 video", "2,000 videos"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def megabytes(size: float) -> str:
+    """Bytes for people, in powers of ten as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def plain_time(seconds: float) -> str:
+    """ "0.4 s", "12 s", "3 min 05 s", "7 h 10 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+@dataclass
+class Display:
+    """Lines and progress of one command; `quiet` leaves only what went wrong."""
+
+    quiet: bool = False
+
+    def line(self, text: str = "") -> None:
+        """One line on standard output, unless quiet."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    def field(self, name: str, text: str) -> None:
+        """A line of a summary, its name in a column of its own."""
+        self.line(f"{name:<11}{text}")
+
+    @contextmanager
+    def progress(self, videos: int, frames: int) -> Iterator[Callable[[engine.Progress], None]]:
+        """Show how far an extraction is: videos, frames, frames/s, time left, failures.
+
+        Args:
+            videos: how many there are to do.
+            frames: how many frames they declare; 0 when unknown.
+        """
+        if self.quiet:
+            yield lambda _: None
+        elif sys.stderr.isatty():
+            with self._live(videos, frames) as show:
+                yield show
+        else:
+            yield self._plain(videos, frames)
+
+    def _plain(self, videos: int, frames: int) -> Callable[[engine.Progress], None]:
+        started = shown = time.monotonic()
+
+        def show(progress: engine.Progress) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown >= _PLAIN_SECONDS:
+                shown = now
+                print(_progress_text(progress, videos, frames, now - started), file=sys.stderr, flush=True)
+
+        return show
+
+    @contextmanager
+    def _live(self, videos: int, frames: int) -> Iterator[Callable[[engine.Progress], None]]:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        started = time.monotonic()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=videos)
+
+            def show(progress: engine.Progress) -> None:
+                text = _rates(progress, videos, frames, time.monotonic() - started)
+                bar.update(task, completed=progress.videos_sealed + progress.failures, description=text)
+
+            yield show
+
+
+def _rates(progress: engine.Progress, videos: int, frames: int, seconds: float) -> str:
+    """ "1,200 frames · 98 frames/s · 2 min 05 s left · 1 failed"."""
+    rate = progress.frames / seconds if seconds else 0.0
+    share = progress.frames / frames if frames else (progress.videos_sealed + progress.failures) / max(1, videos)
+    left = f"{plain_time(seconds / share - seconds)} left" if 0 < share < 1 else "…"
+    return f"{counted(progress.frames, 'frame')} · {rate:.0f} frames/s · {left} · {progress.failures} failed"
+
+
+def _progress_text(progress: engine.Progress, videos: int, frames: int, seconds: float) -> str:
+    done = progress.videos_sealed + progress.failures
+    return f"{done:,}/{videos:,} videos · {_rates(progress, videos, frames, seconds)}"

@@ -1,0 +1,136 @@
+"""Looking into a bank: overview, one video, the catalog as CSV, and verification of every byte."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.bank import Bank
+from pipeline.errors import UserError
+from pipeline.videos import label_order
+from stages.console import Display, counted, megabytes, plain_time
+
+_SHOWN_CLASSES = 30
+
+
+def overview(path: Path) -> None:
+    """Print what a bank holds, what made it, and what could not be banked."""
+    display = Display()
+    with Bank(path) as bank:
+        catalog, recipe = bank.catalog, bank.config["recipe"]
+        rows = int(catalog["rows"].sum())
+        parts = f", in {counted(len(bank.parts), 'part')}" if bank.parts else ""
+        display.field("Bank", f"{path}: {megabytes(bank.nbytes)}{parts}")
+        display.field("Videos", f"{len(catalog):,} · {counted(rows, 'row')} · {_lengths(catalog)}")
+        shape = ", ".join(map(str, recipe["feature_shape"]))
+        display.field("Features", f"(T, {shape}) {recipe['store']}, one row per frame taken")
+        display.field("Backbone", f"{recipe['backbone']}, layer {recipe['layer']}")
+        display.field("Weights", f"{bank.config['weights']} (sha256 {recipe['weights_sha256'][:12]}…)")
+        for name in ("preprocessing", "sampling"):
+            values = ", ".join(f"{key} {value}" for key, value in recipe[name].items())
+            display.field(name.capitalize()[:10], values)
+        if recipe["crop"]:
+            display.field("Crop", recipe["crop"])
+        compute = bank.config["compute"]
+        display.field("Computed", f"{recipe['precision']} on {compute['device']}, batches of {compute['batch_size']}")
+        display.field("Made", f"{bank.created}, from {bank.config['data']}")
+        display.field("Recipe id", bank.fingerprint[:16])
+        partial, mended = int((catalog["partial"] != "").sum()), int((catalog["frames_corrupt"] > 0).sum())
+        if partial:
+            display.field("Partial", f"{counted(partial, 'video')} decoded only in part")
+        if mended:
+            display.field("Corrupt", f"{counted(mended, 'video')} with frames that the decoder marked corrupt")
+        _print_counts(display, catalog)
+        if len(bank.failures):
+            display.field("Failures", counted(len(bank.failures), "video"))
+            for row in bank.failures.head(10).itertuples():
+                display.line(f"  {row.id}: {row.reason}")
+            if len(bank.failures) > 10:
+                display.line(f"  … and {len(bank.failures) - 10} more: framebank describe {path} --failures")
+
+
+def _lengths(catalog: pd.DataFrame) -> str:
+    if catalog.empty:
+        return "empty"
+    lengths = catalog["rows"]
+    span = f"{lengths.min():,} to {lengths.max():,} rows a video, median {lengths.median():,.0f}"
+    seconds = catalog["duration"].sum()
+    return f"{span} · {plain_time(seconds)} of video" if seconds > 0 else span
+
+
+def _print_counts(display: Display, catalog: pd.DataFrame) -> None:
+    """A table of videos per class, and per split where there are splits."""
+    if catalog.empty or (catalog["label"] == "").all():
+        return
+    splits = sorted(set(catalog["split"]))
+    counts = pd.crosstab(catalog["label"], catalog["split"])
+    order = label_order(list(counts.index)) + [""] * ("" in counts.index)
+    headers = ["videos", *(split or "no split" for split in splits)] if splits != [""] else ["videos"]
+    width = max(len("class"), *(len(label) for label in order))
+    display.line()
+    display.line("  ".join([f"{'class':<{width}}", *(f"{header:>8}" for header in headers)]))
+    for label in order[:_SHOWN_CLASSES]:
+        numbers = [counts.loc[label].sum(), *(counts.loc[label, split] for split in splits if len(headers) > 1)]
+        display.line("  ".join([f"{label or '(none)':<{width}}", *(f"{number:>8,}" for number in numbers)]))
+    if len(order) > _SHOWN_CLASSES:
+        display.line(f"… and {len(order) - _SHOWN_CLASSES} more classes: framebank describe … --csv")
+    display.line()
+
+
+def one_video(path: Path, video_id: str) -> None:
+    """Print one video's catalog row and a look at its embeddings.
+
+    Raises:
+        UserError: the bank has no such video; if it is in the ledger, with the reason.
+    """
+    display = Display()
+    with Bank(path) as bank:
+        if video_id not in bank:
+            failure = bank.failures.loc[bank.failures["id"] == video_id, "reason"]
+            if len(failure):
+                raise UserError(f"{video_id!r} could not be banked: {failure.iloc[0]}")
+            raise UserError(f"{path} has no video {video_id!r}; `framebank describe {path} --csv` lists the ids.")
+        row = bank.catalog.set_index("id").loc[video_id]
+        features = bank[video_id].astype(np.float32)
+        seconds = bank.timestamps(video_id)
+        display.field("Video", video_id)
+        for name, value in row.items():
+            if value not in ("", -1) and value == value:
+                display.field(str(name), str(value))
+        display.field("features", f"{features.shape}, from {features.min():.4g} to {features.max():.4g}")
+        display.field("time", f"{seconds[0]:.3f} s to {seconds[-1]:.3f} s")
+        norms = np.linalg.norm(features.reshape(len(features), -1), axis=1)
+        steps = np.linalg.norm(np.diff(features.reshape(len(features), -1), axis=0), axis=1)
+        change = f"; change from row to row {steps.mean():.4g} on average" if len(steps) else ""
+        display.field("norm", f"{norms.mean():.4g} on average{change}")
+
+
+def catalog_csv(path: Path) -> None:
+    """Write the catalog to standard output as CSV, one row per video."""
+    with Bank(path) as bank:
+        bank.catalog.to_csv(sys.stdout, index=False)
+
+
+def failures_csv(path: Path) -> None:
+    """Write the ledger to standard output as CSV, one row per video that could not be banked."""
+    with Bank(path) as bank:
+        bank.failures.to_csv(sys.stdout, index=False)
+
+
+def verify(path: Path) -> int:
+    """Read everything in a bank. Returns the exit status: 0 sound, 1 with the list of what is wrong."""
+    display = Display()
+    with Bank(path) as bank:
+        problems = bank.verify()
+        count = len(bank)
+    for video_id, problem in problems:
+        display.line(f"{video_id}: {problem}")
+    if problems:
+        display.line(
+            f"{counted(len(problems), 'problem')} in {counted(count, 'video')}; "
+            "`framebank remove` the broken ones and extract again."
+        )
+        return 1
+    display.line(f"{counted(count, 'video')} read: all complete, finite and consistent with the catalog.")
+    return 0

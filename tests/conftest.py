@@ -1,0 +1,33 @@
+"""What every test may lean on: the real data where it is there, and random generators put back after each test."""
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the repository: real videos (`data/`) and real weights (`weights/`)."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real videos and weights in {folder}, which is not there")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def random_state_restored() -> Iterator[None]:
+    """No test changes what the next one draws. Torch is left alone until somebody loads it: it takes seconds."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    torch = sys.modules.get("torch")
+    torch_state = torch.get_rng_state() if torch else None
+    yield
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    if torch is not None and torch_state is not None:
+        torch.set_rng_state(torch_state)

@@ -1,0 +1,102 @@
+"""The shape of the project: who may import whom, how long a file may be, and maps that match what is there."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import pipeline
+import stages
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(path for folder in ("pipeline", "stages", "tests") for path in (ROOT / folder).rglob("*.py"))
+PACKAGE_FILES = [path for path in FILES if path.parts[len(ROOT.parts)] != "tests"]
+ONLY_IN = {  # an outside world -> the files that may know it
+    "h5py": {"pipeline/features.py"},
+    "av": {"pipeline/frames.py", "pipeline/samples.py"},
+    "click": {"stages/cli.py"},
+}
+PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/demo.py"}
+SHARED_BY_STAGES = {"stages.console"}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of everything that a file imports, wherever in it: `from a import b` gives a and a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}: imports are absolute"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def packages(path: Path) -> set[str]:
+    return {dotted.split(".")[0] for dotted in imported(path)}
+
+
+@pytest.mark.parametrize("path", [path for path in PACKAGE_FILES if path.parent.name == "pipeline"], ids=name)
+def test_pipeline_never_imports_stages(path: Path) -> None:
+    assert "stages" not in packages(path)
+
+
+@pytest.mark.parametrize("path", [path for path in PACKAGE_FILES if path.parent.name == "stages"], ids=name)
+def test_stages_never_import_each_other(path: Path) -> None:
+    modules = {f"stages.{other.stem}" for other in (ROOT / "stages").glob("*.py")}
+    if name(path) not in PUT_STAGES_IN_A_ROW:
+        assert imported(path) & modules <= SHARED_BY_STAGES
+    assert "stages.cli" not in imported(path), "nothing needs the command line"
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=name)
+def test_one_file_knows_each_outside_world(path: Path) -> None:
+    for package, allowed in ONLY_IN.items():
+        assert package not in packages(path) or name(path) in allowed, f"{package} belongs to {allowed}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_a_file_opens_with_its_idea_and_is_short(path: Path) -> None:
+    text = path.read_text("utf-8")
+    docstring = ast.get_docstring(ast.parse(text))
+    assert docstring, "no module docstring"
+    assert len(text.splitlines()) <= 500
+
+
+@pytest.mark.parametrize("package", [pipeline, stages], ids=lambda package: package.__name__)
+def test_map_names_every_module(package: object) -> None:
+    names = re.findall(r"^([a-z_]+) {2,}\S", package.__doc__ or "", re.MULTILINE)
+    modules = {path.stem for path in (ROOT / package.__name__).glob("*.py")} - {"__init__"}
+    assert sorted(names) == sorted(modules | ({"stage"} if package is stages else set()))
+
+
+@pytest.mark.parametrize("module", ["pipeline.videos", "pipeline.features"])
+def test_light_modules_do_not_load_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+
+
+def test_the_dependencies_are_what_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    used = set().union(*map(packages, PACKAGE_FILES)) - set(sys.stdlib_module_names) - {"pipeline", "stages"}
+    assert {"pillow" if package == "PIL" else canonicalize_name(package) for package in used} == declared
