@@ -12,7 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.lock import hold, is_running
 
 _ABANDONED_SECONDS = 24 * 3600.0
+_OPEN_FILES = 64  # of a bank in thousands of parts, so as not to run out of file descriptors
 
 
 def fingerprint_of(recipe: Mapping[str, Any]) -> str:
@@ -56,10 +57,10 @@ def lock_file(path: Path) -> Path:
 def sealed_parts(path: Path) -> list[Path]:
     """The sealed parts of a bank, oldest first."""
     try:
-        names = [name for name in os.listdir(parts_folder(path)) if name.endswith(".h5") and not name.startswith(".")]
-    except FileNotFoundError:
+        files = [file for file in parts_folder(path).iterdir() if file.suffix == ".h5" and file.name[0] != "."]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return [parts_folder(path) / name for name in sorted(names)]
+    return sorted(files)
 
 
 def sync(path: Path) -> None:
@@ -90,7 +91,7 @@ def unsealed(folder: Path) -> Path:
 def seal(temporary: Path, target: Path) -> None:
     """Give a finished temporary file its name, once its bytes are on the disk."""
     sync(temporary)
-    os.replace(temporary, target)
+    temporary.replace(target)
     sync(target.parent)
 
 
@@ -159,7 +160,6 @@ class Bank(Mapping[str, np.ndarray]):
     def __init__(self, path: Path | str, *, only_parts: bool = False) -> None:
         self.path = Path(path)
         self._only_parts = only_parts
-        self._files = ExitStack()
         self._open_files: dict[Path, Any] = {}
         for _ in range(20):
             try:
@@ -215,15 +215,17 @@ class Bank(Mapping[str, np.ndarray]):
 
     def close(self) -> None:
         """Close the files that were opened."""
-        self._files.close()
-        self._open_files.clear()
+        while self._open_files:
+            self._open_files.popitem()[1].close()
 
     def file_of(self, video_id: str) -> Any:
-        """The open HDF5 file that holds a video; KeyError when the bank doesn't have it."""
+        """The HDF5 file that holds a video, open until many others were asked for; KeyError when there is none."""
         path = self.files[self._where[video_id]]
-        if path not in self._open_files:
-            self._open_files[path] = self._files.enter_context(hdf5.open_file(path))
-        return self._open_files[path]
+        file = self._open_files.pop(path, None) or hdf5.open_file(path)
+        self._open_files[path] = file
+        if len(self._open_files) > _OPEN_FILES:
+            self._open_files.pop(next(iter(self._open_files))).close()
+        return file
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """Embeddings of one video, (T, D) or (T, C, H, W), float16 or float32."""

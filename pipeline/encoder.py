@@ -57,7 +57,7 @@ def choose_precision(name: str, device: torch.device, banked: str | None = None)
 
 
 def choose_batch_size(size: str | int, device: torch.device, banked: Mapping[str, Any] | None = None) -> int:
-    """The batch size; `auto` keeps to what the bank was begun with on such a device, so that resumed rows are the same."""
+    """The batch size; `auto` keeps to what the bank was begun with on such a device: resumed rows are the same."""
     if size != "auto":
         return int(size)
     if banked is not None and banked.get("device") == device.type:

@@ -28,6 +28,7 @@ from pipeline.errors import UserError
 from pipeline.lock import hold
 
 PACK_FRACTION = 0.25  # packing rewrites the bank: worth it when the parts exceed this share of it
+PACK_BYTES = 64 << 20  # or when all of it is no more than a second's work
 
 
 class NoRoomError(UserError):
@@ -134,28 +135,29 @@ def link(path: Path, *, on_wait: Callable[[str], None] | None = None) -> None:
                 ) from error
         if not sealed_parts(path):
             return
-        with Bank(path, only_parts=True) as bank:
-            with replacing(path) as temporary:
-                with hdf5.Output(temporary) as output:
-                    index = output.file
-                    hdf5.begin(index, bank.config, bank.fingerprint, bank.created)
-                    for row in hdf5.records(bank.catalog):
-                        part = bank.file_of(row["id"])
-                        hdf5.link_video(index, part, parts_folder(path).name, row["id"], label=row["label"])
-                    names = [part.name for part in bank.parts]
-                    hdf5.write_contents(index, hdf5.Contents("", {}, bank.catalog, bank.failures, names))
-                check()
+        with Bank(path, only_parts=True) as bank, replacing(path) as temporary:
+            with hdf5.Output(temporary) as output:
+                hdf5.begin(output.file, bank.config, bank.fingerprint, bank.created)
+                for row in hdf5.records(bank.catalog):
+                    part = bank.file_of(row["id"])
+                    hdf5.link_video(output.file, part, parts_folder(path).name, row["id"], label=row["label"])
+                names = [part.name for part in bank.parts]
+                hdf5.write_contents(output.file, hdf5.Contents("", {}, bank.catalog, bank.failures, names))
+            check()
 
 
 def fold_in(path: Path, *, updates: pd.DataFrame | None, on_wait: Callable[[str], None] | None = None) -> str:
     """End a run: pack when the parts are big enough or metadata changed, otherwise link.
 
     Returns:
-        "packed", "linked", or "linked: <why it could not be packed>".
+        "packed", "linked", "linked: <why it could not be packed>", or "" when all was in order.
     """
-    parts = sum(part.stat().st_size for part in sealed_parts(path))
+    parts = sealed_parts(path)
+    sizes = sorted(file.stat().st_size for file in (path, *parts))
     metadata_changed = updates is not None and len(updates) > 0
-    if metadata_changed or parts > PACK_FRACTION * path.stat().st_size:
+    if not parts and not metadata_changed:
+        return ""
+    if metadata_changed or sum(sizes) < PACK_BYTES or sum(sizes[:-1]) > PACK_FRACTION * sizes[-1]:
         try:
             pack(path, updates=updates, on_wait=on_wait)
             return "packed"
@@ -164,9 +166,10 @@ def fold_in(path: Path, *, updates: pd.DataFrame | None, on_wait: Callable[[str]
                 raise
             link(path, on_wait=on_wait)
             return f"linked: {error}"
-    if parts:
+    if {part.name for part in parts} - set(hdf5.read_contents(path).parts):
         link(path, on_wait=on_wait)
-    return "linked"
+        return "linked"
+    return ""
 
 
 def _conflicts(catalogs: list[pd.DataFrame]) -> list[str]:

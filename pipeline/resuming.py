@@ -125,7 +125,7 @@ def _updates(done: pd.DataFrame, catalog: pd.DataFrame) -> pd.DataFrame:
     What is blank now erases nothing: a folder read without its manifest knows no groups.
     """
     columns = [name for name in done.columns if name not in _OWN] + ["source"]
-    old = catalog.set_index("id").reindex(done["id"]).reindex(columns=columns).fillna("")
+    old = catalog.set_index("id").reindex(done["id"]).reindex(columns=columns, fill_value="")
     new = done.set_index("id")[columns]
     new = new.where(new != "", old)
     differs = old != new

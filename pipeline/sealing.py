@@ -1,11 +1,10 @@
 """Writing embeddings to disk so that a kill at any instant costs only the videos in flight.
 
-Finished videos are collected in memory and sealed together as a part (`pipeline.bank`) once a second at the start of
-a run, later less often (at most 1 % of the run is in memory, and never more than half a minute of it): a video counts
-as banked when it is sealed. A video too long for memory streams into a part of its own.
+Finished videos are collected in memory and sealed together as a part (`pipeline.bank`) four times a second at
+the start of a run, later less often (at most 1 % of the run is in memory, and never more than half a minute of it): a
+video counts as banked when it is sealed. A video too long for memory streams into a part of its own.
 """
 
-import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,28 +20,21 @@ from pipeline.errors import UserError, VideoError
 
 STREAM_BYTES = 32 << 20  # a video with more embeddings than this goes to disk as it comes
 PENDING_BYTES = 64 << 20  # finished videos that wait in memory to be sealed
-_NO_SPACE = {
-    errno.ENOSPC: "the disk is full",
-    errno.EFBIG: "a file may not grow that large",
-    errno.EDQUOT: "the quota is used up",
-}
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk into one clear line.
+    """Turn a full disk, a used-up quota or a folder that cannot be written into one clear line.
 
     Raises:
-        UserError: the disk is full or the quota used up. What was sealed before stays.
+        UserError: writing beside `path` failed. What was sealed before stays.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
         raise UserError(
-            f"Writing to {path.parent} failed: {_NO_SPACE[error.errno]}. Everything sealed before is safe; "
-            "make room and run the same command again to go on."
+            f"Writing {path} failed: {error.strerror or error}. Everything sealed before is safe; "
+            "mend that and run the same command again to go on."
         ) from error
 
 
@@ -177,7 +169,7 @@ class PartWriter:
         """Seal when enough time has passed or enough bytes wait."""
         with self.lock:
             now = time.monotonic()
-            interval = min(30.0, max(1.0, 0.01 * (now - self._begun)))
+            interval = min(30.0, max(0.25, 0.01 * (now - self._begun)))
             if self._bytes > PENDING_BYTES or now - self._sealed_at >= interval:
                 self.seal()
 

@@ -243,8 +243,6 @@ def _fold_in(display: Display, config: ExtractConfig, plan: resuming.Plan, inter
     def waiting(holder: str) -> None:
         display.line(f"Waiting for {holder}, which is packing this bank.")
 
-    if not banks.sealed_parts(config.out) and plan.updates.empty:
-        return ""
     with disk_errors(config.out):
         if interrupted or not config.pack:
             packing.link(config.out, on_wait=waiting)

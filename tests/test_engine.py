@@ -1,0 +1,320 @@
+"""The engine against a plain loop in torch: the same rows, whichever videos share a batch, whatever goes wrong."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from torchvision.models import get_model, get_model_weights
+
+from pipeline import bank as banks
+from pipeline.backbone import load_backbone
+from pipeline.bank import Bank
+from pipeline.encoder import (
+    choose_batch_size,
+    choose_device,
+    choose_precision,
+    make_encoder,
+    native_bf16,
+)
+from pipeline.engine import Progress, ReadOptions, extract_videos
+from pipeline.errors import UserError
+from pipeline.sampling import Sampling
+from pipeline.sealing import PartWriter
+from tests.banks import config, row
+from tests.clips import make_clip
+
+CPU = torch.device("cpu")
+
+
+def job(path: Path, **changes: Any) -> dict[str, Any]:
+    """A video as the engine takes it."""
+    return {**row(path.stem), "path": str(path), "fps": float("nan"), **changes}
+
+
+def extract(
+    out: Path,
+    jobs: list[dict[str, Any]],
+    backbone: Any,
+    *,
+    precision: str = "fp32",
+    batch_size: int = 8,
+    lanes: int = 1,
+    sampling: Sampling | None = None,
+    encode: Any = None,
+    allow_partial: bool = False,
+) -> Bank:
+    """Run the engine over jobs into a new bank of float32."""
+    made = config(store="float32", feature_shape=list(backbone.feature_shape))
+    banks.create(out, made)
+    if encode is None:
+        encode, batch_size = make_encoder(backbone, CPU, precision, batch_size)
+    extract_videos(
+        jobs,
+        ReadOptions(sampling or Sampling(), backbone.preprocessing, allow_partial),
+        encode,
+        batch_size,
+        PartWriter(out, made, lambda *_: None),
+        lanes=lanes,
+        threads_per_lane=1,
+        stop=threading.Event(),
+        progress=Progress(),
+        on_progress=lambda _: None,
+    )
+    return Bank(out)
+
+
+def reference(path: Path, name: str, module: torch.nn.Module, transforms: Any) -> np.ndarray:
+    """The plain loop: PyAV frame by frame, the weights' own transforms, a batch of one."""
+    rows = []
+    with av.open(str(path)) as container, torch.inference_mode():
+        for frame in container.decode(video=0):
+            image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+            rows.append(module(transforms(image)[None])[0].numpy())
+    return np.stack(rows)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    sizes = [(64, 48), (96, 64), (48, 80)]
+    return [make_clip(folder / f"clip{n}.mp4", frames=3 + 4 * n, size=sizes[n % 3]) for n in range(6)]
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    return load_backbone("squeezenet1_1", weights="random", image_size=48)
+
+
+def relative_error(rows: np.ndarray, expected: np.ndarray) -> float:
+    difference = np.linalg.norm(rows - expected, axis=1)
+    return float((difference / np.linalg.norm(expected, axis=1)).max())
+
+
+def squeezenet(state: Any) -> torch.nn.Module:
+    model = get_model("squeezenet1_1").eval()
+    model.load_state_dict(state)
+    return torch.nn.Sequential(model.features, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
+def mobilenet(state: Any) -> torch.nn.Module:
+    model = get_model("mobilenet_v2").eval()
+    model.load_state_dict(state)
+    return torch.nn.Sequential(model.features, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
+
+
+def resnet(state: Any) -> torch.nn.Module:
+    model = get_model("resnet18").eval()
+    model.load_state_dict(state)
+    model.fc = torch.nn.Identity()
+    return model
+
+
+@pytest.mark.parametrize(("name", "headless"), [("squeezenet1_1", squeezenet), ("resnet18", resnet)])
+def test_rows_equal_the_plain_loop(name: str, headless: Any, clips: list[Path], tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    state = get_model(name).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    backbone = load_backbone(name, weights=str(tmp_path / "weights.pth"))
+    transforms = get_model_weights(name).DEFAULT.transforms()
+    with extract(tmp_path / "bank.h5", [job(clip) for clip in clips[:3]], backbone, lanes=2) as bank:
+        for clip in clips[:3]:
+            expected = reference(clip, name, headless(state), transforms)
+            assert bank[clip.stem].shape == expected.shape
+            assert relative_error(bank[clip.stem], expected) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "headless"), [("squeezenet1_1", squeezenet), ("mobilenet_v2", mobilenet), ("resnet18", resnet)]
+)
+def test_rows_of_real_videos_equal_the_plain_loop(name: str, headless: Any, shared: Path, tmp_path: Path) -> None:
+    weights = shared / "weights" / f"{name}-imagenet.pth"
+    if not weights.exists():  # no real weights at hand: any will do for the arithmetic
+        torch.manual_seed(0)
+        weights = tmp_path / "weights.pth"
+        torch.save(get_model(name).state_dict(), weights)
+    videos = sorted((shared / "data" / "fights").rglob("*.mp4"))[::30]
+    assert len(videos) == 10
+    options = {} if name != "mobilenet_v2" else {"preset": "IMAGENET1K_V1"}
+    backbone = load_backbone(name, weights=str(weights), **options)
+    transforms = get_model_weights(name).IMAGENET1K_V1.transforms()
+    with extract(tmp_path / "bank.h5", [job(video) for video in videos], backbone, lanes=2) as bank:
+        state = torch.load(weights, weights_only=True)
+        for video in videos:
+            assert relative_error(bank[video.stem], reference(video, name, headless(state), transforms)) <= 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_do_not_depend_on_the_company_in_the_batch(
+    precision: str, clips: list[Path], small: Any, tmp_path: Path
+) -> None:
+    if precision == "bf16" and not native_bf16(CPU):
+        pytest.skip("this CPU has no native bfloat16")
+    jobs = [job(clip) for clip in clips]
+    together = extract(tmp_path / "together.h5", jobs, small, precision=precision)
+    backwards = extract(tmp_path / "backwards.h5", jobs[::-1], small, precision=precision, lanes=3)
+    for number, one in enumerate(jobs):
+        alone = extract(tmp_path / f"alone{number}.h5", [one], small, precision=precision)
+        np.testing.assert_array_equal(together[one["id"]], alone[one["id"]])
+        np.testing.assert_array_equal(together[one["id"]], backwards[one["id"]])
+
+
+def test_batches_are_always_full_and_of_one_shape(clips: list[Path], small: Any, tmp_path: Path) -> None:
+    encode, _ = make_encoder(small, CPU, "fp32", 8)
+    shapes = []
+
+    def counting(frames: torch.Tensor) -> np.ndarray:
+        shapes.append(tuple(frames.shape))
+        return encode(frames)
+
+    frames = sum(3 + 4 * number for number in range(6))
+    extract(tmp_path / "bank.h5", [job(clip) for clip in clips], small, encode=counting)
+    assert shapes == [(8, 3, 48, 48)] * -(-frames // 8)
+
+
+def test_a_broken_video_costs_only_itself(clips: list[Path], small: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    whole = clips[5].read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    jobs = [job(clips[0]), job(broken), job(tmp_path / "missing.mp4"), job(clips[1])]
+    with extract(tmp_path / "bank.h5", jobs, small) as bank:
+        assert sorted(bank) == ["clip0", "clip1"]
+        assert set(bank.failures["id"]) == {"broken", "missing"}
+        assert bank.verify() == []
+
+
+def test_a_video_that_breaks_late_leaves_no_rows_behind(small: Any, tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mkv", frames=60, codec="mpeg4")
+    data = bytearray(whole.read_bytes())
+    (tmp_path / "cut.mkv").write_bytes(data[: int(len(data) * 0.7)])
+    jobs = [job(tmp_path / "cut.mkv"), job(whole)]
+    with extract(tmp_path / "bank.h5", jobs, small) as bank:
+        assert list(bank) == ["whole"]
+        assert len(bank["whole"]) == 60
+    with extract(tmp_path / "partial.h5", jobs, small, allow_partial=True) as bank:
+        partial = bank.catalog.set_index("id").loc["cut"]
+        assert 0 < partial["rows"] < 60
+        assert partial["partial"] != ""
+        np.testing.assert_array_equal(bank["cut"], bank["whole"][: partial["rows"]])
+
+
+def test_values_that_are_not_finite_are_the_videos_failure(clips: list[Path], small: Any, tmp_path: Path) -> None:
+    def broken(frames: torch.Tensor) -> np.ndarray:
+        return np.full((len(frames), *small.feature_shape), np.nan, np.float32)
+
+    with extract(tmp_path / "bank.h5", [job(clip) for clip in clips], small, encode=broken) as bank:
+        assert len(bank) == 0
+        assert len(bank.failures) == 6
+        assert "not finite" in bank.failures["reason"][0]
+
+
+def test_a_bug_in_the_encoder_stops_the_run_and_keeps_what_is_done(
+    clips: list[Path], small: Any, tmp_path: Path
+) -> None:
+    encode, _ = make_encoder(small, CPU, "fp32", 8)
+    calls = iter(range(100))
+
+    def failing(frames: torch.Tensor) -> np.ndarray:
+        if next(calls) == 4:
+            raise ZeroDivisionError
+        return encode(frames)
+
+    with pytest.raises(ZeroDivisionError):
+        extract(tmp_path / "bank.h5", [job(clip) for clip in clips], small, encode=failing)
+    with Bank(tmp_path / "bank.h5") as bank:
+        assert list(bank) == ["clip0", "clip1", "clip2"]
+        assert bank.verify() == []
+
+
+def test_regions_and_samplings_reach_the_frames(clips: list[Path], small: Any, tmp_path: Path) -> None:
+    jobs = [job(clips[5]), job(clips[5], id="left", crop="0,0,24,80"), job(clips[5], id="late", start=1.0)]
+    with extract(tmp_path / "bank.h5", jobs, small, sampling=Sampling(stride=5)) as bank:
+        assert bank.frame_index("clip5").tolist() == [0, 5, 10, 15, 20]
+        assert bank.frame_index("late").tolist() == [10, 15, 20]
+        assert not np.array_equal(bank["left"], bank["clip5"])
+        assert bank.timestamps("late")[0] == pytest.approx(1.0)
+
+
+def test_memory_does_not_grow_with_the_length_of_a_video(small: Any, tmp_path: Path) -> None:
+    waiting: list[int] = []
+
+    def encode(frames: torch.Tensor) -> np.ndarray:
+        return np.zeros((len(frames), 512), np.float32)
+
+    class Watched(PartWriter):
+        def open(self, row: Any) -> Any:
+            sink = super().open(row)
+            append = sink.append
+
+            def watched(*pieces: np.ndarray) -> None:
+                append(*pieces)
+                waiting.append(sum(piece[0].nbytes for piece in sink._pieces))
+
+            sink.append = watched  # type: ignore[method-assign]
+            return sink
+
+    clip = make_clip(tmp_path / "long.mp4", frames=3000, size=(32, 32))
+    made = config(store="float32", feature_shape=[512])
+    out = tmp_path / "bank.h5"
+    banks.create(out, made)
+    from pipeline import sealing
+
+    before = sealing.STREAM_BYTES
+    sealing.STREAM_BYTES = 1 << 18
+    try:
+        extract_videos(
+            [job(clip)], ReadOptions(Sampling(), small.preprocessing), encode, 8, Watched(out, made, lambda *_: None),
+            lanes=1, threads_per_lane=1, stop=threading.Event(), progress=Progress(), on_progress=lambda _: None,
+        )  # fmt: skip
+    finally:
+        sealing.STREAM_BYTES = before
+    assert max(waiting) <= 1 << 18
+    with Bank(out) as bank:
+        assert bank["long"].shape == (3000, 512)
+
+
+class OutOfMemoryOnce(torch.nn.Module):
+    """Stands for a GPU with room for two frames."""
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        if len(frames) > 2:
+            raise torch.OutOfMemoryError
+        return frames.mean(dim=(2, 3))
+
+
+def test_a_batch_that_does_not_fit_is_halved(small: Any) -> None:
+    from dataclasses import replace
+
+    crowded = replace(small, module=OutOfMemoryOnce(), feature_shape=(3,))
+    encode, batch_size = make_encoder(crowded, CPU, "fp32", 16)
+    assert batch_size == 2
+    assert encode(torch.zeros(2, 3, 48, 48, dtype=torch.uint8)).shape == (2, 3)
+
+
+def test_devices_precisions_and_batch_sizes() -> None:
+    assert choose_device("cpu") == CPU
+    with pytest.raises(UserError, match="'gpu' is not usable here"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="'cuda' is not usable here"):
+            choose_device("cuda")
+        assert choose_device("auto").type in ("cpu", "mps")
+    assert choose_precision("fp16", CPU) == "fp16"
+    assert choose_precision("auto", CPU) == ("bf16" if native_bf16(CPU) else "fp32")
+    assert choose_precision("auto", CPU, "fp32") == "fp32"
+    assert choose_batch_size("7", CPU) == 7
+    assert choose_batch_size("auto", CPU, {"device": "cpu", "batch_size": 5}) == 5
+    assert choose_batch_size("auto", CPU, {"device": "cuda", "batch_size": 5}) == choose_batch_size("auto", CPU)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,521 @@
+"""`framebank extract` as people run it: what it banks, what it skips, what it refuses, and what it survives."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from pipeline import bank as banks
+from pipeline.bank import Bank
+from pipeline.sources import source_path, source_text
+from stages.cli import main
+from tests.clips import make_clip
+
+SETTINGS = ["--backbone", "squeezenet1_1", "--weights", "random", "--image-size", "48", "--precision", "fp32"]
+
+
+def framebank(*arguments: object) -> Result:
+    """Run the command in this process. An exception that is not an exit is a traceback for the user: it fails here."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def extract(data: Path, out: Path, *arguments: object) -> Result:
+    return framebank("extract", data, "--out", out, *SETTINGS, *arguments)
+
+
+def said(result: Result, field: str) -> str:
+    """The line of a summary that begins with a field's name."""
+    return next(line[11:] for line in result.stdout.splitlines() if line.startswith(field))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two classes of three clips."""
+    for number in range(6):
+        make_clip(tmp_path / "data" / f"class{number % 2}" / f"clip{number}.mp4", frames=4 + number)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "bank.h5"
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that ran through any backbone."""
+    from pipeline import encoder
+
+    sizes: list[int] = []
+    normalise = encoder.normalise
+
+    def counted(preprocessing: Any, frames: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(frames))
+        return normalise(preprocessing, frames)
+
+    monkeypatch.setattr(encoder, "normalise", counted)
+    return sizes
+
+
+def test_a_folder_of_classes_is_banked(data: Path, out: Path) -> None:
+    result = extract(data, out)
+    assert result.exit_code == 0
+    assert said(result, "Found").startswith("6 videos")
+    assert said(result, "Classes") == "2: class0 3, class1 3"
+    assert "WARNING: random weights" in result.stdout
+    assert said(result, "Banked").startswith("6 videos · 39 frames")
+    with Bank(out) as bank:
+        assert list(bank) == [f"class{n}/clip{m}" for n in range(2) for m in range(n, 6, 2)]
+        assert bank.catalog["label"].tolist() == ["class0"] * 3 + ["class1"] * 3
+        assert bank.catalog["rows"].tolist() == [4, 6, 8, 5, 7, 9]
+        assert bank["class0/clip0"].dtype == np.float16
+        assert bank.timestamps("class0/clip0").tolist() == pytest.approx([0, 0.1, 0.2, 0.3])
+        assert bank.config["weights"] == "random (seed 0)"
+        row = bank.catalog.set_index("id").loc["class1/clip5"]
+        assert (row["width"], row["height"], row["codec"], row["frames_decoded"]) == (64, 48, "h264", 9)
+        assert row["source"] == str(data / "class1" / "clip5.mp4")
+        assert bank.verify() == []
+    assert sorted(file.name for file in out.parent.iterdir()) == ["bank.h5", "data"]
+
+
+def test_a_second_run_does_nothing(data: Path, out: Path, forwards: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(data, out)
+    before, state = out.read_bytes(), out.stat().st_mtime_ns
+    forwards.clear()
+    monkeypatch.setattr("pipeline.engine.read_frames", lambda *_: pytest.fail("decoded again"))
+    result = extract(data, out)
+    assert result.exit_code == 0
+    assert said(result, "Skipped") == "6 videos done before"
+    assert forwards == []
+    assert (out.read_bytes(), out.stat().st_mtime_ns) == (before, state)
+
+
+def test_added_videos_are_banked_and_nothing_is_renamed(data: Path, out: Path) -> None:
+    extract(data, out)
+    make_clip(data / "class0" / "clip0.avi", frames=3, codec="mpeg4")
+    make_clip(data / "class0" / "clip6.mp4", frames=3)
+    assert said(extract(data, out), "Banked").startswith("2 videos · 6 frames")
+    with Bank(out) as bank:
+        assert len(bank) == 8
+        assert len(bank["class0/clip0"]) == 4
+        assert len(bank["class0/clip0.avi"]) == 3
+        assert bank.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        (["--stride", "2"], "sampling.stride is 1 (banked) and 2 (now)"),
+        (["--image-size", "64"], "preprocessing.crop is 48 (banked) and 64 (now)"),
+        (["--fit", "squash"], "preprocessing.fit is crop (banked) and squash (now)"),
+        (["--layer", "features.3"], "layer is features.12.cat:mean (banked) and features.3 (now)"),
+        (["--seed", "1"], "random (seed 0) (banked)"),
+        (["--store", "float32"], "store is float16 (banked) and float32 (now)"),
+        (["--precision", "bf16"], "precision is fp32 (banked) and bf16 (now)"),
+        (["--crop", "0,0,32,32"], "crop is  (banked) and 0,0,32,32 (now)"),
+        (["--backbone", "squeezenet1_0"], "backbone is squeezenet1_1 (banked) and squeezenet1_0 (now)"),
+    ],
+)
+def test_another_recipe_is_refused_with_both_values(
+    changes: list[str], differing: str, data: Path, out: Path, forwards: list[int]
+) -> None:
+    extract(data, out)
+    before = out.read_bytes()
+    forwards.clear()
+    result = extract(data, out, *changes)
+    assert result.exit_code == 2
+    assert differing in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert forwards == []
+    assert out.read_bytes() == before
+
+
+def test_auto_keeps_to_what_the_bank_was_begun_with(data: Path, out: Path) -> None:
+    first = [argument for argument in SETTINGS if argument not in ("--precision", "fp32")]
+    framebank("extract", data, "--out", out, *first, "--precision", "fp32", "--batch-size", "3")
+    make_clip(data / "new.mp4", frames=3)
+    assert framebank("extract", data, "--out", out, *first).exit_code == 0
+    with Bank(out) as bank:
+        assert bank.config["recipe"]["precision"] == "fp32"
+        assert bank.config["compute"]["batch_size"] == 3
+        assert len(bank) == 7
+
+
+def test_broken_videos_stand_in_the_ledger_and_can_be_retried(data: Path, out: Path) -> None:
+    broken = data / "class1" / "broken.mp4"
+    broken.write_bytes(b"")
+    result = extract(data, out)
+    assert result.exit_code == 3
+    assert "class1/broken: empty file (0 bytes)" in result.stdout
+    assert said(result, "Banked").startswith("6 videos")
+    state = broken.stat()
+    again = extract(data, out)
+    assert again.exit_code == 3
+    assert "1 failed before" in said(again, "To do")
+    assert said(again, "Failed") == "1 video"
+    shutil.copy(data / "class1" / "clip1.mp4", broken)  # mended: another size, so it is tried without being asked
+    assert extract(data, out).exit_code == 0
+    with Bank(out) as bank:
+        assert len(bank.failures) == 0
+        assert len(bank["class1/broken"]) == 5
+    broken.write_bytes(b"")
+    os.utime(broken, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert extract(data, out, "--retry-failed").exit_code == 3
+
+
+def test_partial_videos_are_failures_unless_allowed(tmp_path: Path, out: Path) -> None:
+    whole = make_clip(tmp_path / "data" / "whole.mkv", frames=40, codec="mpeg4")
+    (whole.parent / "cut.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    result = extract(whole.parent, out)
+    assert result.exit_code == 3
+    assert "--allow-partial" in result.stdout
+    result = extract(whole.parent, out, "--allow-partial", "--retry-failed")
+    assert result.exit_code == 0
+    assert "1 only in part" in said(result, "Banked")
+    with Bank(out) as bank:
+        assert bank.catalog.set_index("id").loc["cut", "partial"].startswith("the file ends early")
+    assert "1 video decoded only in part" in framebank("describe", out).stdout
+
+
+def test_a_changed_source_is_noticed_and_a_copied_one_is_not_done_again(data: Path, out: Path) -> None:
+    extract(data, out)
+    for file in data.rglob("*.mp4"):
+        os.utime(file, (1e9, 1e9))
+    result = extract(data, out)
+    assert said(result, "Skipped") == "6 videos done before"
+    make_clip(data / "class0" / "clip0.mp4", frames=11)
+    result = extract(data, out)
+    assert said(result, "Changed").startswith("1 video since banked, e.g. class0/clip0")
+    with Bank(out) as bank:
+        assert len(bank["class0/clip0"]) == 11
+        assert bank.verify() == []
+
+
+def test_moved_data_is_recognised(data: Path, out: Path, forwards: list[int]) -> None:
+    extract(data, out)
+    moved = data.rename(data.with_name("moved"))
+    forwards.clear()
+    result = extract(moved, out)
+    assert said(result, "Updated").endswith("6 videos")
+    assert forwards == []
+    with Bank(out) as bank:
+        assert bank.catalog["source"].str.startswith(str(moved)).all()
+
+
+def test_one_id_for_two_files_is_refused(data: Path, out: Path) -> None:
+    extract(data, out)
+    other = make_clip(data.with_name("other") / "class0" / "clip0.mp4", frames=20)
+    result = extract(other.parent.parent, out)
+    assert result.exit_code == 2
+    assert "'class0/clip0' from" in result.stderr
+    assert len(Bank(out)["class0/clip0"]) == 4
+
+
+def test_new_labels_reach_the_bank_without_a_forward(data: Path, out: Path, forwards: list[int]) -> None:
+    extract(data, out)
+    lines = ["path,label,split,group,camera"]
+    lines += [f"class{n % 2}/clip{n}.mp4,new{n % 3},train,g{n},north" for n in range(6)]
+    (data / "manifest.csv").write_text("\n".join(lines))
+    forwards.clear()
+    result = extract(data, out)
+    assert result.exit_code == 0
+    assert said(result, "Updated").endswith("6 videos")
+    assert forwards == []
+    with Bank(out) as bank:
+        row = bank.catalog.set_index("id").loc["class0/clip4"]
+        assert (row["label"], row["split"], row["group"], row["camera"]) == ("new1", "train", "g4", "north")
+        assert bank.file_of("class0/clip4")["videos/class0/clip4"].attrs["label"] == "new1"
+    (data / "manifest.csv").unlink()
+    assert extract(data, out).exit_code == 0
+    assert Bank(out).catalog["group"].tolist().count("g4") == 1  # a folder knows no groups, and erases none
+
+
+def test_a_manifest_with_spans_and_crops(tmp_path: Path, out: Path) -> None:
+    clip = make_clip(tmp_path / "data" / "day.mp4", frames=40, size=(64, 48))
+    manifest = clip.parent / "list.csv"
+    manifest.write_text(
+        "path,start,end,label,crop_x,crop_y,crop_w,crop_h\nday.mp4,0,1,a,0,0,32,32\nday.mp4,1.5,2.5,b,,,,\nday.mp4,3,9,c,60,0,32,32\n"
+    )
+    result = extract(manifest, out)
+    assert result.exit_code == 3
+    assert "the crop region x=60" in result.stdout
+    with Bank(out) as bank:
+        assert bank.frame_index("day@0-1").tolist() == list(range(10))
+        assert bank.frame_index("day@1.5-2.5").tolist() == list(range(15, 25))
+        assert bank.catalog["crop"].tolist() == ["0,0,32,32", ""]
+    manifest.write_text("path,id,start,end\nday.mp4,day@0-1,0,2\n")
+    assert said(extract(manifest, out), "Changed").startswith("1 video")
+    assert len(Bank(out)["day@0-1"]) == 20
+
+
+def test_folders_of_images_beside_videos(tmp_path: Path, out: Path) -> None:
+    from PIL import Image
+
+    make_clip(tmp_path / "data" / "a" / "clip.mp4", frames=5)
+    frames = tmp_path / "data" / "b" / "frames"
+    frames.mkdir(parents=True)
+    for number in range(12):
+        Image.new("RGB", (40 + number, 30), (20 * number, 0, 0)).save(frames / f"{number}.png")
+    assert extract(tmp_path / "data", out).exit_code == 0
+    with Bank(out) as bank:
+        assert len(bank["b/frames"]) == 12
+        assert np.isnan(bank.timestamps("b/frames")).all()
+        assert bank.verify() == []
+    result = extract(tmp_path / "data", out, "--image-fps", "4")
+    assert said(result, "Changed").startswith("1 video")
+    assert Bank(out).timestamps("b/frames")[-1] == pytest.approx(11 / 4)
+
+
+def test_conv_maps_and_uniform_frames(data: Path, out: Path) -> None:
+    assert extract(data, out, "--layer", "features.12.cat", "--frames", "3").exit_code == 0
+    with Bank(out) as bank:
+        assert bank["class1/clip5"].shape == (3, 512, 2, 2)
+        assert bank.frame_index("class1/clip5").tolist() == [1, 4, 7]
+        assert bank.verify() == []
+    assert "(T, 512, 2, 2) float16" in framebank("describe", out).stdout
+
+
+def test_a_dry_run_writes_nothing_and_estimates(data: Path, out: Path) -> None:
+    result = extract(data, out, "--dry-run")
+    assert result.exit_code == 0
+    assert "nothing was banked" in said(result, "Estimate")
+    assert list(out.parent.iterdir()) == [data]
+    extract(data, out)
+    assert "Nothing to do." in extract(data, out, "--dry-run").stdout
+
+
+def test_quiet_is_quiet(data: Path, out: Path) -> None:
+    result = extract(data, out, "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_without_packing_the_bank_links_to_its_parts(data: Path, out: Path) -> None:
+    assert extract(data, out, "--no-pack").exit_code == 0
+    with h5py.File(out) as file:
+        assert file["videos/class0/clip0/features"].shape == (4, 512)
+    assert banks.parts_folder(out).exists()
+    assert "packed" in framebank("pack", out).stdout
+    assert Bank(out).verify() == []
+    assert not banks.parts_folder(out).exists()
+
+
+def test_names_that_are_not_utf8_are_banked_and_recognised(tmp_path: Path, out: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", frames=3)
+    folder = os.fsencode(tmp_path / "data")
+    os.mkdir(folder)
+    shutil.copy(os.fsencode(clip), folder + b"/caf\xe9.mp4")
+    assert extract(tmp_path / "data", out).exit_code == 0
+    assert list(Bank(out)) == ["caf%E9"]
+    assert said(extract(tmp_path / "data", out), "Skipped") == "1 video done before"
+    name = os.fsdecode(b"/x/caf\xe9 \\ \xc3\xa9.mp4")
+    assert source_path(source_text(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbone", "resnet5"], "did you mean resnet"),
+        (["--weights", "IMAGENET"], "has no weights 'IMAGENET'"),
+        (["--weights", "missing.pth"], "missing.pth"),
+        (["--layer", "features.99"], "features."),
+        (["--preset", "X"], "no preset 'X'"),
+        (["--device", "gpu"], "'gpu' is not usable here"),
+        (["--image-size", "8"], "8"),
+        (["--stride", "2", "--fps", "1"], "exclude one another"),
+        (["--stride", "0"], "--stride"),
+        (["--crop", "1,2,3"], "whole pixels"),
+        (["--crop", "0,0,0,9"], "width, height of at least 1"),
+        (["--batch-size", "many"], "neither auto"),
+        (["--label-from", "("], "regular expression"),
+        (["--split-list", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str, data: Path, out: Path) -> None:
+    result = extract(data, out, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not out.exists()
+
+
+def test_missing_data_and_impossible_banks_are_one_line(data: Path, out: Path, tmp_path: Path) -> None:
+    assert "nowhere" in extract(tmp_path / "nowhere", out).stderr
+    (tmp_path / "empty").mkdir()
+    assert extract(tmp_path / "empty", out).exit_code == 2
+    assert extract(data, tmp_path).exit_code == 2
+    (tmp_path / "file").write_text("")
+    result = extract(data, tmp_path / "file" / "bank.h5")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    out.write_bytes(b"something else")
+    assert "cannot be read as a framebank bank" in extract(data, out).stderr
+    assert out.read_bytes() == b"something else"
+
+
+# Forked children start in milliseconds where a fresh interpreter needs seconds to import torch; the kills are as real.
+DRIVER = """
+import os, sys
+from pathlib import Path
+import torch, torchvision, av, h5py, pandas
+from pipeline.sampling import Sampling
+from stages.extract import ExtractConfig, run
+config = ExtractConfig(data=Path(sys.argv[1]), out=Path(sys.argv[2]), backbone="squeezenet1_1", weights="random",
+                       image_size=96, precision="fp32", device="cpu", quiet=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.close(0)
+        try:
+            os._exit(run(config))
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(99)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+class Runs:
+    """Runs of one extraction, each in a process of its own that can be killed."""
+
+    def __init__(self, data: Path, out: Path) -> None:
+        self.driver = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", DRIVER, str(data), str(out)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def start(self) -> int:
+        assert self.driver.stdin is not None
+        assert self.driver.stdout is not None
+        print("run", file=self.driver.stdin, flush=True)
+        return int(self.driver.stdout.readline())
+
+    def status(self) -> int:
+        """Wait for the run: its exit status, or minus the signal that killed it."""
+        assert self.driver.stdout is not None
+        return os.waitstatus_to_exitcode(int(self.driver.stdout.readline()))
+
+    def close(self) -> None:
+        assert self.driver.stdin is not None
+        self.driver.stdin.close()
+        assert self.driver.wait(30) == 0
+        assert self.driver.stdout is not None
+        self.driver.stdout.close()
+
+
+def same_banks(one: Path, other: Path) -> None:
+    """Assert that two banks hold the same videos with bitwise the same embeddings and times."""
+    with Bank(one) as first, Bank(other) as second:
+        assert list(first) == list(second)
+        for video_id in first:
+            np.testing.assert_array_equal(first[video_id], second[video_id])
+            np.testing.assert_array_equal(first.timestamps(video_id), second.timestamps(video_id))
+            np.testing.assert_array_equal(first.frame_index(video_id), second.frame_index(video_id))
+        assert first.verify() == second.verify() == []
+
+
+def test_killed_twenty_times_and_resumed_the_bank_equals_an_undisturbed_one(tmp_path: Path, out: Path) -> None:
+    data = tmp_path / "data"
+    for number in range(40):
+        make_clip(data / f"class{number % 4}" / f"clip{number:02}.mp4", frames=30 + number, size=(128, 96))
+    undisturbed = tmp_path / "undisturbed.h5"
+    calm = Runs(data, undisturbed)
+    calm.start()
+    assert calm.status() == 0
+    calm.close()
+
+    randomly = random.Random(1)
+    runs, kills, midway, banked = Runs(data, out), 0, 0, 0
+    while kills < 20:
+        process = runs.start()
+        time.sleep(randomly.uniform(0.1, 2.0))
+        with suppress(ProcessLookupError):  # it was done already
+            os.kill(process, signal.SIGKILL)
+        status = runs.status()
+        kills += status == -signal.SIGKILL
+        assert status in (0, -signal.SIGKILL)
+        if not out.exists():
+            continue
+        with Bank(out) as bank:
+            assert len(bank) >= banked  # what was banked stays banked
+            assert bank.verify() == []
+            midway += banked < len(bank) < 40
+            banked = len(bank)
+        if banked == 40:  # done before 20 kills: begin again
+            shutil.rmtree(banks.parts_folder(out), ignore_errors=True)
+            out.unlink()
+            banked = 0
+    runs.start()
+    assert runs.status() == 0
+    runs.close()
+    assert midway >= 2
+    same_banks(out, undisturbed)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bank.h5", "data", "undisturbed.h5"]
+
+
+def test_two_extractions_into_one_bank_at_once(data: Path, out: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.h5"
+    calm, first, second = Runs(data, alone), Runs(data, out), Runs(data, out)
+    for runs in (calm, first, second):
+        runs.start()
+    for runs in (calm, first, second):
+        assert runs.status() == 0
+        runs.close()
+    same_banks(out, alone)
+    assert not banks.parts_folder(out).exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_seals_what_is_done_and_can_be_resumed(number: int, tmp_path: Path, out: Path) -> None:
+    data = tmp_path / "data"
+    for clip in range(60):
+        make_clip(data / f"clip{clip:02}.mp4", frames=60, size=(160, 120))
+    command = [sys.executable, "-m", "stages.cli", "extract", str(data), "--out", str(out), *SETTINGS]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not banks.sealed_parts(out):
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(number)
+    output = child.communicate(timeout=60)[0]
+    assert child.returncode == 130
+    assert "Stopping" in output
+    assert "run the same command again to go on" in output
+    with Bank(out) as bank:
+        done = set(bank)
+        assert 0 < len(done) < 60
+        assert bank.verify() == []
+    with h5py.File(out) as file:
+        assert set(file["videos"]) == done  # linked: any HDF5 tool sees what is there
+    result = extract(data, out)
+    assert result.exit_code == 0
+    assert said(result, "Skipped") == f"{len(done)} videos done before"
+    assert len(Bank(out)) == 60
+
+
+def test_a_full_disk_stops_with_one_line_and_a_bank_that_opens(data: Path, out: Path) -> None:
+    assert extract(data / "class0", out).exit_code == 0
+    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); from stages.cli import main; main()"
+    command = [sys.executable, "-c", script, "extract", str(data), "--out", str(out), *SETTINGS, "--quiet"]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert child.returncode == 2
+    assert child.stderr.count("\n") == 1
+    assert "Everything sealed before is safe" in child.stderr
+    with Bank(out) as bank:
+        assert len(bank) == 3
+        assert bank.verify() == []
+    assert extract(data, out).exit_code == 0
