@@ -227,9 +227,21 @@ class Bank(Mapping[str, np.ndarray]):
             self._open_files.pop(next(iter(self._open_files))).close()
         return file
 
+    def _array(self, video_id: str, name: str) -> np.ndarray:
+        """One array of a video. When its part was packed away since the bank was opened, the bank is read again."""
+        for last in (False, False, True):
+            try:
+                return np.asarray(self.file_of(video_id)[f"videos/{video_id}/{name}"])
+            except (FileNotFoundError, KeyError):
+                if last or video_id not in self._where:
+                    raise
+                self.close()
+                self._read()
+        raise AssertionError  # the last turn returns or raises
+
     def __getitem__(self, video_id: str) -> np.ndarray:
         """Embeddings of one video, (T, D) or (T, C, H, W), float16 or float32."""
-        return np.asarray(self.file_of(video_id)[f"videos/{video_id}/features"])
+        return self._array(video_id, "features")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.catalog["id"])
@@ -239,11 +251,11 @@ class Bank(Mapping[str, np.ndarray]):
 
     def timestamps(self, video_id: str) -> np.ndarray:
         """(T,) float64 seconds at which the frames of one video are presented; NaN where the source has no clock."""
-        return np.asarray(self.file_of(video_id)[f"videos/{video_id}/timestamps"])
+        return self._array(video_id, "timestamps")
 
     def frame_index(self, video_id: str) -> np.ndarray:
         """(T,) int64 indices of the banked frames in the source."""
-        return np.asarray(self.file_of(video_id)[f"videos/{video_id}/frame_index"])
+        return self._array(video_id, "frame_index")
 
     def verify(self) -> list[tuple[str, str]]:
         """Read everything. Returns (id, what is wrong) pairs; an empty list means that the bank is sound."""

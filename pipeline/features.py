@@ -57,7 +57,7 @@ _EMPTY: dict[str, Any] = {"s": "", "f": np.nan, "i": -1, "b": 0}
 _DTYPES: dict[str, str] = {"s": "object", "f": "float64", "i": "int64", "b": "uint8"}
 _FEATURE_AXES = {1: ("feature",), 3: ("channel", "height", "width")}
 # netCDF's mark for a dimension without coordinate values: xarray then counts it and no bytes are stored
-_NO_COORDINATE = "This is a netCDF dimension but not a netCDF variable{:10d}"
+_NO_COORDINATE = "This is a netCDF dimension but not a netCDF variable.{:10d}"
 _CHUNK_BYTES = 1 << 20
 _COPY_BYTES = 32 << 20
 
@@ -233,7 +233,7 @@ class VideoWriter:
         _label_axes(self.group, self.group["features"])
         self.group.attrs["label"] = self.label
         self.group.attrs["source"] = self.source
-        self.group.attrs["complete"] = True
+        self.group.attrs["complete"] = np.uint8(1)
 
 
 def copy_video(source: h5py.File, target: h5py.File, video_id: str, *, label: str) -> None:

@@ -53,6 +53,10 @@ def _write_one_file(
         check()
 
 
+def _total(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
 def _delete(parts: Iterable[Path], folder: Path) -> None:
     for part in parts:
         part.unlink(missing_ok=True)
@@ -153,11 +157,13 @@ def fold_in(path: Path, *, updates: pd.DataFrame | None, on_wait: Callable[[str]
         "packed", "linked", "linked: <why it could not be packed>", or "" when all was in order.
     """
     parts = sealed_parts(path)
-    sizes = sorted(file.stat().st_size for file in (path, *parts))
+    own = hdf5.read_contents(path)
+    base = [part for part in parts if part.name.startswith("base-")] if own.parts else [path]
+    rest = _total(part for part in parts if part not in base)
     metadata_changed = updates is not None and len(updates) > 0
     if not parts and not metadata_changed:
         return ""
-    if metadata_changed or sum(sizes) < PACK_BYTES or sum(sizes[:-1]) > PACK_FRACTION * sizes[-1]:
+    if metadata_changed or rest > PACK_FRACTION * _total(base) or _total(parts) < PACK_BYTES:
         try:
             pack(path, updates=updates, on_wait=on_wait)
             return "packed"
@@ -166,7 +172,7 @@ def fold_in(path: Path, *, updates: pd.DataFrame | None, on_wait: Callable[[str]
                 raise
             link(path, on_wait=on_wait)
             return f"linked: {error}"
-    if {part.name for part in parts} - set(hdf5.read_contents(path).parts):
+    if {part.name for part in parts} - set(own.parts):
         link(path, on_wait=on_wait)
         return "linked"
     return ""

@@ -33,6 +33,7 @@ from torchvision.models import WeightsEnum, get_model_weights, list_models
 from pipeline.errors import UserError, VideoError
 
 FITS = ("crop", "squash", "pad")
+CLASSIC_PRESET = "IMAGENET1K_V1"
 WEIGHT_FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar")
 # Resizing the shorter side of a 16×65520 frame would need gigabytes; no camera's frame comes near.
 MAX_ELONGATION = 100
@@ -176,8 +177,8 @@ def choose_preset(
 ) -> Preprocessing:
     """The preprocessing that goes with `weights` (as `named_weights` reads them), then `image_size` and `fit`.
 
-    Named weights bring their own. A file takes the preset that is named; none need be where all of the model's weights
-    agree. Random weights take the one named, else DEFAULT's.
+    Named weights bring their own. Other weights take the preset that is named. Else a file takes IMAGENET1K_V1's, with
+    which nearly everybody trains (where the model has it, or all of its weights agree), and random weights DEFAULT's.
     UserError: unknown names, a preset beside named weights that bring another, none where they differ.
     """
     table = presets(model_name)
@@ -198,7 +199,9 @@ def choose_preset(
         chosen = table[named.name]
     elif chosen is None:
         chosen = table[entries["DEFAULT"].name]
-        if weights != "random" and any(other != chosen for other in table.values()):
+        if weights != "random":
+            chosen = table.get(CLASSIC_PRESET, chosen)
+        if weights != "random" and CLASSIC_PRESET not in table and any(other != chosen for other in table.values()):
             raise UserError(
                 f"which preprocessing goes with {weights}? {model_name} weights come with more than one: "
                 f"{_differences(table)}; add --preset NAME"

@@ -8,11 +8,10 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from pipeline.image_folders import list_images
-
-_ENDS_BYTES = 1 << 16
 
 
 def source_text(path: str) -> str:
@@ -38,22 +37,23 @@ def source_state(path: str, kind: str) -> tuple[int, int]:
     return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=-1)
 
 
-def source_digest(path: str, kind: str) -> str:
-    """sha256 over the size, the first and the last 64 KiB (for images: and the name) of each file.
+@lru_cache(maxsize=32)
+def _digest(path: Path, size: int, mtime: int) -> str:
+    """sha256 of a file; kept for a while, since a manifest may take many spans of one film."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
-    Enough to tell an edited or re-encoded file from a copied one, without reading a film twice.
+
+def source_digest(path: str, kind: str) -> str:
+    """sha256 of a video file; of a folder of images, over their names and digests in order.
 
     Raises:
         OSError: a file cannot be read.
     """
-    digest = hashlib.sha256()
+    digests = []
     for file in _files(path, kind):
-        with file.open("rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            name = "" if kind == "video" else source_text(file.name)
-            digest.update(f"{name}\0{size}\0".encode())
-            digest.update(opened.read(_ENDS_BYTES))
-            if size > _ENDS_BYTES:
-                opened.seek(max(_ENDS_BYTES, size - _ENDS_BYTES))
-                digest.update(opened.read(_ENDS_BYTES))
-    return digest.hexdigest()
+        state = file.stat()
+        digests.append((source_text(file.name), _digest(file, state.st_size, state.st_mtime_ns)))
+    if kind == "video":
+        return digests[0][1]
+    return hashlib.sha256("\0".join(f"{name}\0{digest}" for name, digest in digests).encode()).hexdigest()

@@ -97,13 +97,18 @@ def one_video(path: Path, video_id: str) -> None:
         display.field("Video", video_id)
         for name, value in row.items():
             if value not in ("", -1) and value == value:
-                display.field(str(name), str(value))
-        display.field("features", f"{features.shape}, from {features.min():.4g} to {features.max():.4g}")
-        display.field("time", f"{seconds[0]:.3f} s to {seconds[-1]:.3f} s")
+                display.line(f"  {name:<16}{value}")
+        display.field("Features", f"{features.shape}, from {features.min():.4g} to {features.max():.4g}")
+        clock = (
+            f"{seconds[0]:.3f} s to {seconds[-1]:.3f} s"
+            if np.isfinite(seconds).all()
+            else "none (--image-fps gives one)"
+        )
+        display.field("Time", clock)
         norms = np.linalg.norm(features.reshape(len(features), -1), axis=1)
         steps = np.linalg.norm(np.diff(features.reshape(len(features), -1), axis=0), axis=1)
         change = f"; change from row to row {steps.mean():.4g} on average" if len(steps) else ""
-        display.field("norm", f"{norms.mean():.4g} on average{change}")
+        display.field("Norm", f"{norms.mean():.4g} on average{change}")
 
 
 def catalog_csv(path: Path) -> None:

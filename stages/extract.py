@@ -20,6 +20,7 @@ from pipeline.encoder import Encode, choose_batch_size, choose_device, choose_pr
 from pipeline.engine import Progress, ReadOptions, extract_videos
 from pipeline.errors import UserError
 from pipeline.features import records
+from pipeline.preprocessing import presets
 from pipeline.sampling import Sampling
 from pipeline.sealing import PartWriter, disk_errors
 from pipeline.sources import source_text
@@ -83,13 +84,12 @@ def run(config: ExtractConfig) -> int:
     """
     started = time.monotonic()
     display = Display(quiet=config.quiet)
+    if not config.data.exists():
+        raise UserError(f"There is nothing at {config.data}; give a folder of videos, a CSV manifest or one video.")
     bank = banks.Bank(config.out) if config.out.exists() or banks.sealed_parts(config.out) else None
-    found = _find(config, bank)
-    plan = resuming.plan(found.table, bank, retry_failed=config.retry_failed)
-    probed = probe_videos(plan.todo)
-    _show_found(display, config, found, plan, probed)
-
+    banked = bank.config if bank else {"recipe": {}, "compute": None}
     device = choose_device(config.device)
+    precision = choose_precision(config.precision, device, banked["recipe"].get("precision"))
     backbone = load_backbone(
         config.backbone,
         weights=config.weights,
@@ -99,12 +99,16 @@ def run(config: ExtractConfig) -> int:
         fit=config.fit,
         seed=config.seed,
     )
-    banked = bank.config if bank else {"recipe": {}, "compute": None}
-    precision = choose_precision(config.precision, device, banked["recipe"].get("precision"))
     recipe = _recipe(config, backbone, precision)
     if bank is not None:
         _refuse_other_recipe(config, backbone, bank, recipe)
+
+    found = _find(config, bank)
+    plan = resuming.plan(found.table, bank, retry_failed=config.retry_failed)
+    if bank is not None:
         bank.close()
+    probed = probe_videos(plan.todo)
+    _show_found(display, config, found, plan, probed)
     _show_backbone(display, config, backbone, device.type, precision)
 
     progress, interrupted = Progress(), False
@@ -294,6 +298,16 @@ def _show_backbone(display: Display, config: ExtractConfig, backbone: Backbone, 
     display.field("Backbone", f"{backbone.name}, layer {backbone.layer} ({shape}), {backbone.weights}")
     if backbone.weights.startswith("random"):
         display.field("", "WARNING: random weights. The embeddings carry no knowledge of images.")
+    done = backbone.preprocessing
+    steps = f"resized to {done.resize} and cropped to" if done.fit == "crop" else f"{done.fit} to"
+    several = (
+        config.preset is None and backbone.weights.startswith("file:") and len(set(presets(backbone.name).values())) > 1
+    )
+    display.field(
+        "Input",
+        f"{steps} {done.crop}×{done.crop} as {done.preset}"
+        + (f"; assumed, since {backbone.name} has several: --preset says which goes with this file" if several else ""),
+    )
     display.field("Computing", f"{precision} on {device}, stored as {config.store}")
 
 
@@ -339,7 +353,11 @@ def _show_result(
     )
     display.field("Skipped", f"{counted(len(plan.done), 'video')} done before")
     if len(plan.updates):
-        display.field("Updated", f"label, split, group or source of {counted(len(plan.updates), 'video')}")
+        what = f"label, split, group or source of {counted(len(plan.updates), 'video')}"
+        if folded == "packed":
+            display.field("Updated", what)
+        else:
+            display.field("Note", f"newer {what} not written: that takes packing, so run to the end without --no-pack")
     found = failures[failures["id"].isin({*plan.todo["id"], *plan.failed["id"]})]
     if len(found):
         display.field("Failed", counted(len(found), "video"))

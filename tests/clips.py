@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
+from pipeline.frames import Decoded, Frame, read_frames
+from pipeline.sampling import Sampling
+
+ALL = Sampling()
 PIXEL_FORMATS = {"gif": "rgb8", "mjpeg": "yuvj420p", "png": "rgb24", "ffv1": "bgr0", "libx264rgb": "rgb24"}
 OPTIONS = {
     "libx264": {"preset": "veryfast", "crf": "10"},
@@ -67,3 +72,21 @@ def make_clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def read(
+    path: str | Path, sampling: Sampling = ALL, kind: str = "video", **options: Any
+) -> tuple[list[Frame], Decoded]:
+    decoded = Decoded()
+    return list(read_frames(str(path), kind, sampling, decoded, **options)), decoded
+
+
+def levels(frames: list[Frame]) -> list[int]:
+    """The index that `pattern` has painted into each frame."""
+    return [round((np.median(frame.rgb[frame.rgb.shape[0] // 2 :]) - 16) / 8) for frame in frames]
+
+
+def plain(path: str | Path) -> list[np.ndarray]:
+    """An independent reference: PyAV alone."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.best("video"))]

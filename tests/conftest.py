@@ -31,3 +31,19 @@ def random_state_restored() -> Iterator[None]:
     np.random.set_state(numpy_state)
     if torch is not None and torch_state is not None:
         torch.set_rng_state(torch_state)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of two classes of three clips."""
+    from tests.clips import make_clip
+
+    for number in range(6):
+        make_clip(tmp_path / "data" / f"class{number % 2}" / f"clip{number}.mp4", frames=4 + number)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where a bank may go."""
+    return tmp_path / "bank.h5"

@@ -195,11 +195,9 @@ def test_real_checkpoint_of_a_convolutional_classifier(shared: Path) -> None:
     assert torch.equal(backbone.module(images(224, count=1)), expected)
 
 
-def test_real_checkpoint_with_batch_norm_needs_its_preset_named(shared: Path) -> None:
+def test_real_checkpoint_with_batch_norm(shared: Path) -> None:
     path = str(shared / MOBILENET)
-    with pytest.raises(UserError, match=r"IMAGENET1K_V1 \(resize 256\), IMAGENET1K_V2 \(resize 232\); add --preset"):
-        load_backbone("mobilenet_v2", weights=path)
-    backbone = load_backbone("mobilenet_v2", weights=path, preset="IMAGENET1K_V1", image_size=96)
+    backbone = load_backbone("mobilenet_v2", weights=path, image_size=96)
     model = get_model("mobilenet_v2", weights=None).eval()
     model.load_state_dict(torch.load(path, weights_only=True))
     assert backbone.feature_shape == (1280,)

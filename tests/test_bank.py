@@ -189,6 +189,7 @@ def test_xarray_reads_a_packed_bank_with_coordinates(path: Path, shape: list[int
     for video_id, rows in {"a": 4, "a/b": 5, "c": 4}.items():
         with xarray.open_dataset(path, group=f"videos/{video_id}", engine="h5netcdf") as dataset:
             assert dataset["features"].dims[0] == "timestamps"
+            assert set(dataset.coords) == {"timestamps"}
             assert dataset["features"].shape == (rows, *shape)
             np.testing.assert_allclose(dataset["timestamps"], np.arange(rows) / 10)
             np.testing.assert_array_equal(

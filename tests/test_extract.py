@@ -1,13 +1,7 @@
 """`framebank extract` as people run it: what it banks, what it skips, what it refuses, and what it survives."""
 
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +9,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 from pipeline import bank as banks
 from pipeline.bank import Bank
 from pipeline.sources import source_path, source_text
-from stages.cli import main
 from tests.clips import make_clip
-
-SETTINGS = ["--backbone", "squeezenet1_1", "--weights", "random", "--image-size", "48", "--precision", "fp32"]
-
-
-def framebank(*arguments: object) -> Result:
-    """Run the command in this process. An exception that is not an exit is a traceback for the user: it fails here."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def extract(data: Path, out: Path, *arguments: object) -> Result:
-    return framebank("extract", data, "--out", out, *SETTINGS, *arguments)
-
-
-def said(result: Result, field: str) -> str:
-    """The line of a summary that begins with a field's name."""
-    return next(line[11:] for line in result.stdout.splitlines() if line.startswith(field))
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Two classes of three clips."""
-    for number in range(6):
-        make_clip(tmp_path / "data" / f"class{number % 2}" / f"clip{number}.mp4", frames=4 + number)
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "bank.h5"
+from tests.commands import SETTINGS, extract, framebank, said
 
 
 @pytest.fixture
@@ -317,7 +278,7 @@ def test_without_packing_the_bank_links_to_its_parts(data: Path, out: Path) -> N
 def test_names_that_are_not_utf8_are_banked_and_recognised(tmp_path: Path, out: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", frames=3)
     folder = os.fsencode(tmp_path / "data")
-    os.mkdir(folder)
+    (tmp_path / "data").mkdir()
     shutil.copy(os.fsencode(clip), folder + b"/caf\xe9.mp4")
     assert extract(tmp_path / "data", out).exit_code == 0
     assert list(Bank(out)) == ["caf%E9"]
@@ -364,158 +325,3 @@ def test_missing_data_and_impossible_banks_are_one_line(data: Path, out: Path, t
     out.write_bytes(b"something else")
     assert "cannot be read as a framebank bank" in extract(data, out).stderr
     assert out.read_bytes() == b"something else"
-
-
-# Forked children start in milliseconds where a fresh interpreter needs seconds to import torch; the kills are as real.
-DRIVER = """
-import os, sys
-from pathlib import Path
-import torch, torchvision, av, h5py, pandas
-from pipeline.sampling import Sampling
-from stages.extract import ExtractConfig, run
-config = ExtractConfig(data=Path(sys.argv[1]), out=Path(sys.argv[2]), backbone="squeezenet1_1", weights="random",
-                       image_size=96, precision="fp32", device="cpu", quiet=True)
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        os.close(0)
-        try:
-            os._exit(run(config))
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            os._exit(99)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
-class Runs:
-    """Runs of one extraction, each in a process of its own that can be killed."""
-
-    def __init__(self, data: Path, out: Path) -> None:
-        self.driver = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", DRIVER, str(data), str(out)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def start(self) -> int:
-        assert self.driver.stdin is not None
-        assert self.driver.stdout is not None
-        print("run", file=self.driver.stdin, flush=True)
-        return int(self.driver.stdout.readline())
-
-    def status(self) -> int:
-        """Wait for the run: its exit status, or minus the signal that killed it."""
-        assert self.driver.stdout is not None
-        return os.waitstatus_to_exitcode(int(self.driver.stdout.readline()))
-
-    def close(self) -> None:
-        assert self.driver.stdin is not None
-        self.driver.stdin.close()
-        assert self.driver.wait(30) == 0
-        assert self.driver.stdout is not None
-        self.driver.stdout.close()
-
-
-def same_banks(one: Path, other: Path) -> None:
-    """Assert that two banks hold the same videos with bitwise the same embeddings and times."""
-    with Bank(one) as first, Bank(other) as second:
-        assert list(first) == list(second)
-        for video_id in first:
-            np.testing.assert_array_equal(first[video_id], second[video_id])
-            np.testing.assert_array_equal(first.timestamps(video_id), second.timestamps(video_id))
-            np.testing.assert_array_equal(first.frame_index(video_id), second.frame_index(video_id))
-        assert first.verify() == second.verify() == []
-
-
-def test_killed_twenty_times_and_resumed_the_bank_equals_an_undisturbed_one(tmp_path: Path, out: Path) -> None:
-    data = tmp_path / "data"
-    for number in range(40):
-        make_clip(data / f"class{number % 4}" / f"clip{number:02}.mp4", frames=30 + number, size=(128, 96))
-    undisturbed = tmp_path / "undisturbed.h5"
-    calm = Runs(data, undisturbed)
-    calm.start()
-    assert calm.status() == 0
-    calm.close()
-
-    randomly = random.Random(1)
-    runs, kills, midway, banked = Runs(data, out), 0, 0, 0
-    while kills < 20:
-        process = runs.start()
-        time.sleep(randomly.uniform(0.1, 2.0))
-        with suppress(ProcessLookupError):  # it was done already
-            os.kill(process, signal.SIGKILL)
-        status = runs.status()
-        kills += status == -signal.SIGKILL
-        assert status in (0, -signal.SIGKILL)
-        if not out.exists():
-            continue
-        with Bank(out) as bank:
-            assert len(bank) >= banked  # what was banked stays banked
-            assert bank.verify() == []
-            midway += banked < len(bank) < 40
-            banked = len(bank)
-        if banked == 40:  # done before 20 kills: begin again
-            shutil.rmtree(banks.parts_folder(out), ignore_errors=True)
-            out.unlink()
-            banked = 0
-    runs.start()
-    assert runs.status() == 0
-    runs.close()
-    assert midway >= 2
-    same_banks(out, undisturbed)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["bank.h5", "data", "undisturbed.h5"]
-
-
-def test_two_extractions_into_one_bank_at_once(data: Path, out: Path, tmp_path: Path) -> None:
-    alone = tmp_path / "alone.h5"
-    calm, first, second = Runs(data, alone), Runs(data, out), Runs(data, out)
-    for runs in (calm, first, second):
-        runs.start()
-    for runs in (calm, first, second):
-        assert runs.status() == 0
-        runs.close()
-    same_banks(out, alone)
-    assert not banks.parts_folder(out).exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_seals_what_is_done_and_can_be_resumed(number: int, tmp_path: Path, out: Path) -> None:
-    data = tmp_path / "data"
-    for clip in range(60):
-        make_clip(data / f"clip{clip:02}.mp4", frames=60, size=(160, 120))
-    command = [sys.executable, "-m", "stages.cli", "extract", str(data), "--out", str(out), *SETTINGS]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while not banks.sealed_parts(out):
-        assert child.poll() is None
-        time.sleep(0.01)
-    child.send_signal(number)
-    output = child.communicate(timeout=60)[0]
-    assert child.returncode == 130
-    assert "Stopping" in output
-    assert "run the same command again to go on" in output
-    with Bank(out) as bank:
-        done = set(bank)
-        assert 0 < len(done) < 60
-        assert bank.verify() == []
-    with h5py.File(out) as file:
-        assert set(file["videos"]) == done  # linked: any HDF5 tool sees what is there
-    result = extract(data, out)
-    assert result.exit_code == 0
-    assert said(result, "Skipped") == f"{len(done)} videos done before"
-    assert len(Bank(out)) == 60
-
-
-def test_a_full_disk_stops_with_one_line_and_a_bank_that_opens(data: Path, out: Path) -> None:
-    assert extract(data / "class0", out).exit_code == 0
-    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); from stages.cli import main; main()"
-    command = [sys.executable, "-c", script, "extract", str(data), "--out", str(out), *SETTINGS, "--quiet"]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert child.returncode == 2
-    assert child.stderr.count("\n") == 1
-    assert "Everything sealed before is safe" in child.stderr
-    with Bank(out) as bank:
-        assert len(bank) == 3
-        assert bank.verify() == []
-    assert extract(data, out).exit_code == 0

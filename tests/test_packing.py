@@ -80,11 +80,13 @@ def test_a_bank_of_failures_alone_keeps_them(path: Path) -> None:
     assert Bank(path).failures["id"].tolist() == ["z"]
 
 
-def test_the_end_of_a_run_packs_big_parts_and_links_small_ones(path: Path) -> None:
+def test_the_end_of_a_run_packs_big_parts_and_links_small_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "PACK_BYTES", 0)
     fill(path, {"a": 3000})
     assert packing.fold_in(path, updates=None) == "packed"
     fill(path, {"b": 3})
     assert packing.fold_in(path, updates=None) == "linked"
+    assert packing.fold_in(path, updates=None) == ""
     hold_everything(path, {"a": 3000, "b": 3})
     updates = pd.DataFrame({"id": ["b"], "label": ["new"], "person": ["Ada"]})
     assert packing.fold_in(path, updates=updates) == "packed"
@@ -141,11 +143,11 @@ PACK = "import sys; from pathlib import Path; from pipeline import packing; pack
 
 
 def test_packs_and_writers_at_once_lose_nothing(path: Path) -> None:
-    lengths = {f"v{n}": 1 + n % 5 for n in range(60)}
+    lengths = {f"v{n}": 1 + n % 5 for n in range(30)}
     fill(path, {})
     packers = [
         subprocess.Popen(
-            [sys.executable, "-c", PACK.replace("packing.pack(", "[packing.pack(") + " for _ in range(15)]", str(path)]
+            [sys.executable, "-c", PACK.replace("packing.pack(", "[packing.pack(") + " for _ in range(10)]", str(path)]
         )
         for _ in range(2)
     ]

@@ -176,14 +176,14 @@ def test_which_preset_goes_with_which_weights() -> None:
         choose_preset("resnet50", "mine.pth", preset="imagenet1k_v3")
 
 
-def test_a_file_of_a_model_with_several_presets_needs_one_named() -> None:
+def test_a_file_takes_the_classic_preset_or_needs_one_named() -> None:
+    assert choose_preset("mobilenet_v2", "mine.pth").preset == "IMAGENET1K_V1"
+    assert choose_preset("mobilenet_v2", "mine.pth", preset="IMAGENET1K_V2").resize == 232
     with pytest.raises(UserError) as error:
-        choose_preset("efficientnet_b1", "mine.pth")
-    assert "IMAGENET1K_V1 (resize 256, interpolation bicubic)" in str(error.value)
-    assert "IMAGENET1K_V2 (resize 255, interpolation bilinear)" in str(error.value)
+        choose_preset("vit_h_14", "mine.pth")
+    assert "IMAGENET1K_SWAG_E2E_V1 (resize 518" in str(error.value)
+    assert "IMAGENET1K_SWAG_LINEAR_V1 (resize 224" in str(error.value)
     assert "--preset NAME" in str(error.value)
-    with pytest.raises(UserError, match=r"IMAGENET1K_FEATURES \(mean \[0\.48235"):
-        choose_preset("vgg16", "mine.pth")
 
 
 def test_names_weights_and_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

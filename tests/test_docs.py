@@ -1,0 +1,233 @@
+"""The documentation is true: its examples run on a real bank, its commands parse, its tables match the code."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import click
+import h5py
+import pytest
+from click.testing import CliRunner
+
+from pipeline import features as hdf5
+from pipeline import packing
+from pipeline.ids import RESERVED_SEGMENTS
+from pipeline.preprocessing import choose_preset
+from pipeline.samples import make_samples
+from stages.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+SCHEMA = (ROOT / "data" / "README.md").read_text("utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+KINDS = {"s": "text", "f": "float64", "i": "int64"}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def shell_lines(text: str, *programs: str) -> list[str]:
+    """The lines of the shell blocks that call one of the programs, without their comments."""
+    lines = "".join(blocks(text, "sh")).splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if line.split()[:1] and line.split()[0] in programs]
+
+
+def table_after(text: str, heading: str) -> dict[str, list[str]]:
+    """The first table below a heading: the name in its first column -> its other cells."""
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    return {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+
+def option_names(command: click.Command) -> set[str]:
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    return {name for option in options for name in (*option.opts, *option.secondary_opts)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the bank that the examples read: `data/samples.h5`, of four of the demo's clips."""
+    folder = tmp_path_factory.mktemp("docs")
+    clips, bank = folder / "data" / "samples", folder / "data" / "samples.h5"
+    make_samples(clips, clips_per_class=1)
+    settings = ["--backbone", "squeezenet1_1", "--weights", "random", "--image-size", "64", "--quiet"]
+    result = CliRunner().invoke(main, ["extract", str(clips), "--out", str(bank), *settings])
+    assert result.exit_code == 0, result.output
+    packing.pack(bank)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def linked_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a bank that links to its parts."""
+    linked = tmp_path_factory.mktemp("linked")
+    (linked / "data").mkdir()
+    shutil.copy(folder / "data" / "samples.h5", linked / "data")
+    packing.link(linked / "data" / "samples.h5")
+    return linked
+
+
+@pytest.fixture(params=["packed", "linked"])
+def place(request: pytest.FixtureRequest) -> Path:
+    """Both folders in turn."""
+    return request.getfixturevalue("folder" if request.param == "packed" else "linked_folder")
+
+
+def test_there_are_examples() -> None:
+    assert len(blocks(README, "python")) == 1
+    assert len(blocks(SCHEMA, "python")) == 2
+    assert len(blocks(SCHEMA, "r")) == 2
+    assert len(shell_lines(SCHEMA, "h5ls", "h5dump")) >= 6
+    assert len(shell_lines(README, "framebank")) >= 15
+    assert {"make demo", "make test"} <= set(shell_lines(README, "make"))
+
+
+@pytest.mark.parametrize("code", blocks(README, "python") + blocks(SCHEMA, "python"))
+def test_python_examples_run(
+    code: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "xarray" in code and (place / "data" / "samples.h5.parts").exists():
+        pytest.skip("xarray reads packed banks only, as data/README.md says")
+    monkeypatch.chdir(place)
+    exec(compile(code, "example", "exec"), {"__name__": "example"})
+    printed = capsys.readouterr().out
+    assert "backwards-shrinking" in printed or "forwards-swelling" in printed
+    assert "b'" not in printed, "text, not bytes"
+
+
+@pytest.mark.parametrize("line", shell_lines(SCHEMA, "h5ls", "h5dump"))
+def test_hdf5_tools_read_the_bank(line: str, place: Path) -> None:
+    words = shlex.split(line)
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"needs {words[0]} (Debian: hdf5-tools)")
+    result = subprocess.run(words, cwd=place, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr
+    assert len(result.stdout.splitlines()) >= 2
+
+
+@pytest.mark.parametrize("code", blocks(SCHEMA, "r"))
+def test_r_examples_run(code: str, place: Path) -> None:
+    package = re.findall(r"library\((\w+)\)", code)[0]
+    known = f"quit(status = !requireNamespace('{package}', quietly = TRUE))"
+    if (
+        not shutil.which("Rscript")
+        or subprocess.run(["Rscript", "-e", known], check=False, capture_output=True).returncode
+    ):
+        pytest.skip(f"needs R with {package}")
+    result = subprocess.run(["Rscript", "-e", code], cwd=place, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    with h5py.File(place / "data" / "samples.h5") as file:
+        rows, width = file["videos"][file["catalog/id"].asstr()[0]]["features"].shape
+    assert f"{rows} {width}" in " ".join(result.stdout.split())
+
+
+def test_the_schema_lists_the_catalog_and_the_failures_as_they_are() -> None:
+    for heading, columns in (("The catalog", hdf5.CATALOG), ("The failures", hdf5.FAILURES)):
+        table = table_after(SCHEMA, heading)
+        assert {name: cells[0] for name, cells in table.items()} == {
+            name: KINDS[kind] for name, kind in columns.items()
+        }
+        assert list(table) == list(columns), "in the order in which they are written"
+
+
+def test_the_schema_lists_the_attributes_and_datasets_as_they_are(place: Path) -> None:
+    described = set(table_after(SCHEMA, "Attributes of the file"))
+    packed = not (place / "data" / "samples.h5.parts").exists()
+    with h5py.File(place / "data" / "samples.h5") as file:
+        assert set(file.attrs) == described - ({"parts"} if packed else set())
+        assert set(file) == {"videos", "catalog", "failures"}
+        config = json.loads(file.attrs["config"])
+        for name in (*config, *config["recipe"]):
+            assert f"`{name}`" in SCHEMA
+        for name in json.loads(file.attrs["versions"]):
+            assert name in table_after(SCHEMA, "Attributes of the file")["versions"][1]
+        assert set(table_after(SCHEMA, "A video")) == {"features", "timestamps", "frame_index"}
+        for video_id in file["catalog/id"].asstr()[:]:
+            video = file["videos"][video_id]
+            assert set(video) == {"features", "timestamps", "frame_index", "feature"}
+            assert set(video.attrs) == {"label", "source", "complete"}
+            assert not video["feature"][:].any()
+
+
+def test_the_schema_lists_the_names_that_ids_avoid() -> None:
+    section = SCHEMA.partition("\n## Ids\n")[2].partition("\n## ")[0]
+    for name in RESERVED_SEGMENTS:
+        assert f"`{name}`" in section or f"/{name}`" in section
+
+
+@pytest.mark.parametrize("line", shell_lines(README, "framebank"))
+def test_commands_parse(line: str) -> None:
+    _, name, *words = shlex.split(line)
+    with main.commands[name].make_context(name, words) as context:
+        if name == "extract":  # unknown models, weights and presets raise
+            choose_preset(*(context.params[option] for option in ("backbone", "weights", "preset")))
+
+
+@pytest.mark.parametrize("text", [README, SCHEMA], ids=["README", "data/README"])
+def test_every_option_and_command_that_is_named_exists(text: str) -> None:
+    known = {"--help", "--version"}.union(*(option_names(command) for command in main.commands.values()))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
+    assert set(re.findall(r"`framebank ([a-z]+)", text)) <= set(main.commands)
+
+
+def test_every_command_and_make_target_is_documented_or_found_by_help() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+    assert {line.split()[1] for line in shell_lines(README, "make")} <= targets
+    assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets
+    variables = set(re.findall(r"^#   ([A-Z]+)=", MAKEFILE, re.MULTILINE))
+    assert set(re.findall(r"\b([A-Z]+)=(?=`|\w)", README)) <= variables
+    for name in ("extract", "describe", "pack", "merge", "remove"):
+        assert f"framebank {name}" in README
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_as_documented(shell: str) -> None:
+    assert f"_FRAMEBANK_COMPLETE={shell}_source framebank" in README
+    if shell == "bash" and shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    result = CliRunner().invoke(main, prog_name="framebank", env={"_FRAMEBANK_COMPLETE": f"{shell}_source"})
+    assert result.exit_code == 0
+    assert f"_FRAMEBANK_COMPLETE={shell}_complete" in result.output
+
+
+def test_the_tree_names_every_file_and_nothing_else() -> None:
+    tree = blocks(README.partition("## What is where")[2], "")[0]
+    files, folder = set(), ""
+    for line in tree.splitlines():
+        names = re.split(r"\s{2,}", line.strip())
+        names = names if "  " in line.strip() and line.startswith("README") else names[:1]
+        folder = folder if line.startswith(" ") else ""
+        files |= {folder + name for name in names if not name.endswith("/")}
+        if names[0].endswith("/"):
+            folder = names[0]
+    assert {name for name in files if not (ROOT / name).is_file()} == set()
+    modules = {
+        path.relative_to(ROOT).as_posix() for part in ("pipeline", "stages") for path in (ROOT / part).glob("*.py")
+    }
+    helpers = {f"tests/{path.name}" for path in (ROOT / "tests").glob("[!t]*.py")}
+    assert modules | helpers <= files
+
+
+def test_the_exit_statuses_are_those_of_the_help() -> None:
+    help_text = " ".join(CliRunner().invoke(main, ["--help"]).output.split())
+    for status in ("0 all done", "1 verification", "2 could not run as asked", "3 finished", "130 interrupted"):
+        assert status in help_text
+        assert status in " ".join(README.split())
+
+
+def test_links_lead_somewhere() -> None:
+    for base, text in ((ROOT, README), (ROOT / "data", SCHEMA)):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (base / target).exists(), target
+
+
+def test_the_python_that_is_asked_for_is_the_package_s_own() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f"Python {project['requires-python'].removeprefix('>=')} or newer" in README
