@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -276,8 +276,16 @@ class Bank(Mapping[str, np.ndarray]):
     @property
     def nbytes(self) -> int:
         """Bytes on disk: the bank file and everything in its parts folder."""
-        files = [self.path, *sealed_parts(self.path)]
-        return sum(file.stat().st_size for file in files if file.exists())
+        return total_size([self.path, *sealed_parts(self.path)])
+
+
+def total_size(files: Iterable[Path]) -> int:
+    """Bytes of files together; those that are gone by now count nothing."""
+    total = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
 
 
 def _unreadable(file: Path, error: Exception) -> str:

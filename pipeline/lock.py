@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.errors import UserError
+
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 
 
-class LostLockError(Exception):
+class LostLockError(UserError):
     """The lock was broken by somebody else while it was held; what it guarded must not be committed."""
 
 
@@ -109,7 +111,7 @@ def hold(path: Path, *, on_wait: Callable[[str], None] | None = None) -> Iterato
     def check() -> None:
         holder = _holder(path)
         if holder is None or holder["token"] != token:
-            raise LostLockError(f"{path} was taken over by another process; nothing was changed")
+            raise LostLockError(f"{path} was taken over by another process; nothing was changed. Run it again.")
 
     heart = threading.Thread(target=beat, name="lock heartbeat", daemon=True)
     heart.start()

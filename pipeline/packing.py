@@ -22,6 +22,7 @@ from pipeline.bank import (
     remove_abandoned,
     replacing,
     sealed_parts,
+    total_size,
     unique_name,
 )
 from pipeline.errors import UserError
@@ -51,10 +52,6 @@ def _write_one_file(
                     output.check()
             hdf5.write_contents(output.file, hdf5.Contents("", {}, catalog, failures))
         check()
-
-
-def _total(files: Iterable[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
 
 
 def _delete(parts: Iterable[Path], folder: Path) -> None:
@@ -159,11 +156,11 @@ def fold_in(path: Path, *, updates: pd.DataFrame | None, on_wait: Callable[[str]
     parts = sealed_parts(path)
     own = hdf5.read_contents(path)
     base = [part for part in parts if part.name.startswith("base-")] if own.parts else [path]
-    rest = _total(part for part in parts if part not in base)
+    rest = total_size(part for part in parts if part not in base)
     metadata_changed = updates is not None and len(updates) > 0
     if not parts and not metadata_changed:
         return ""
-    if metadata_changed or rest > PACK_FRACTION * _total(base) or _total(parts) < PACK_BYTES:
+    if metadata_changed or rest > PACK_FRACTION * total_size(base) or rest + total_size(base) < PACK_BYTES:
         try:
             pack(path, updates=updates, on_wait=on_wait)
             return "packed"

@@ -81,6 +81,10 @@ def test_a_bank_of_failures_alone_keeps_them(path: Path) -> None:
 
 
 def test_the_end_of_a_run_packs_big_parts_and_links_small_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path, {"a": 30})
+    assert packing.fold_in(path, updates=None) == "packed"
+    fill(path, {"a": 30, "b": 3})
+    assert packing.fold_in(path, updates=None) == "packed"  # all of it is small
     monkeypatch.setattr(packing, "PACK_BYTES", 0)
     fill(path, {"a": 3000})
     assert packing.fold_in(path, updates=None) == "packed"
