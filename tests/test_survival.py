@@ -18,6 +18,7 @@ from pipeline import bank as banks
 from pipeline.bank import Bank
 from tests.clips import make_clip
 from tests.commands import SETTINGS, extract, said
+from tests.test_broken_videos import mutated
 
 # Forked children start in milliseconds where a fresh interpreter needs seconds to import torch; the kills are as real.
 DRIVER = """
@@ -176,3 +177,29 @@ def test_a_full_disk_stops_with_one_line_and_a_bank_that_opens(data: Path, out: 
         assert len(bank) == 3
         assert bank.verify() == []
     assert extract(data, out).exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_run_over_five_hundred_mutations_of_real_files(tmp_path: Path, out: Path, shared: Path) -> None:
+    real = [
+        "decord/tests/test_data/video_0.mov",
+        "ExoPlayer/testdata/src/test/assets/media/vp9/bear-vp9-odd-dimensions.webm",
+        "ExoPlayer/testdata/src/test/assets/media/ts/sample_h262_mpeg_audio.ts",
+        "torchcodec/test/resources/testsrc2_odd_height_and_width_mpeg2.mp4",
+        "torchcodec/test/resources/test_non_zero_start.mp4",
+    ]
+    draw = random.Random(7)
+    (tmp_path / "data").mkdir()
+    for number in range(500):
+        source = shared / "data" / "awkward" / real[number % len(real)]
+        (tmp_path / "data" / f"{number:03}{source.suffix}").write_bytes(mutated(source.read_bytes(), draw))
+    result = extract(tmp_path / "data", out)
+    assert result.exit_code == 3
+    with Bank(out) as bank:
+        assert len(bank) + len(bank.failures) == 500
+        assert len(bank) > 50
+        assert len(bank.failures) > 50
+        assert not set(bank) & set(bank.failures["id"])
+        assert bank.verify() == []
+    assert extract(tmp_path / "data", out).exit_code == 3  # nothing is tried again
+    assert "0 videos" in said(extract(tmp_path / "data", out), "To do")
