@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -44,6 +44,15 @@ def plain_time(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
+def input_words(preprocessing: Mapping[str, Any]) -> str:
+    """How a frame becomes the network's input, as "resized to 256 (bilinear), middle 224×224"."""
+    size, fit = preprocessing["crop"], preprocessing["fit"]
+    how = f"{preprocessing['interpolation']}{', antialiased' if preprocessing['antialias'] else ''}"
+    if fit == "crop":
+        return f"shorter side resized to {preprocessing['resize']} ({how}), middle {size}×{size} cropped"
+    return f"{'padded' if fit == 'pad' else 'squashed'} to {size}×{size} ({how})"
+
+
 @dataclass
 class Display:
     """Lines and progress of one command; `quiet` leaves only what went wrong."""
@@ -57,7 +66,7 @@ class Display:
 
     def field(self, name: str, text: str) -> None:
         """A line of a summary, its name in a column of its own."""
-        self.line(f"{name:<11}{text}")
+        self.line(f"{name:<12}{text}")
 
     @contextmanager
     def progress(self, videos: int, frames: int) -> Iterator[Callable[[engine.Progress], None]]:

@@ -1,5 +1,6 @@
 """The whole walk on clips made here: no network, no data of your own. Puts the stages in a row, as `make` does."""
 
+import sys
 from pathlib import Path
 
 from pipeline.samples import make_samples
@@ -27,5 +28,6 @@ def run(folder: Path) -> int:
     display.line("3. The bank:")
     describe.overview(bank)
     display.line(f"Open it with any HDF5 tool (h5ls -r {bank}), or look at one video:")
-    display.line(f"  framebank describe {bank} {clips['path'].iloc[0].rsplit('.', 1)[0]}")
+    command = sys.argv[0] if Path(sys.argv[0]).name == "framebank" else "framebank"
+    display.line(f"  {command} describe {bank} {clips['path'].iloc[0].rsplit('.', 1)[0]}")
     return status

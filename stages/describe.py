@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.videos import label_order
-from stages.console import Display, counted, megabytes, plain_time
+from stages.console import Display, counted, input_words, megabytes, plain_time
 
 _SHOWN_CLASSES = 30
 
@@ -27,15 +27,15 @@ def overview(path: Path) -> None:
         display.field("Features", f"(T, {shape}) {recipe['store']}, one row per frame taken")
         display.field("Backbone", f"{recipe['backbone']}, layer {recipe['layer']}")
         display.field("Weights", f"{bank.config['weights']} (sha256 {recipe['weights_sha256'][:12]}…)")
-        for name in ("preprocessing", "sampling"):
-            values = ", ".join(f"{key} {value}" for key, value in recipe[name].items())
-            display.field(name.capitalize()[:10], values)
+        display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {bank.config['preset']}")
+        taken = ", ".join(f"{key} {value}" for key, value in recipe["sampling"].items())
+        display.field("Frames", "every frame" if taken == "stride 1" else taken)
         if recipe["crop"]:
             display.field("Crop", recipe["crop"])
         compute = bank.config["compute"]
         display.field("Computed", f"{recipe['precision']} on {compute['device']}, batches of {compute['batch_size']}")
         display.field("Made", f"{bank.created}, from {bank.config['data']}")
-        display.field("Recipe id", bank.fingerprint[:16])
+        display.field("Fingerprint", f"{bank.fingerprint[:16]}… (two banks with the same fingerprint may be merged)")
         partial, mended = int((catalog["partial"] != "").sum()), int((catalog["frames_corrupt"] > 0).sum())
         if partial:
             display.field("Partial", f"{counted(partial, 'video')} decoded only in part")

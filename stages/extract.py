@@ -25,7 +25,7 @@ from pipeline.sampling import Sampling
 from pipeline.sealing import PartWriter, disk_errors
 from pipeline.sources import source_text
 from pipeline.videos import Found, find_videos, label_order, probe_videos
-from stages.console import Display, counted, megabytes, plain_time
+from stages.console import Display, counted, input_words, megabytes, plain_time
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
 _ESTIMATE_VIDEOS = 3
@@ -298,16 +298,12 @@ def _show_backbone(display: Display, config: ExtractConfig, backbone: Backbone, 
     display.field("Backbone", f"{backbone.name}, layer {backbone.layer} ({shape}), {backbone.weights}")
     if backbone.weights.startswith("random"):
         display.field("", "WARNING: random weights. The embeddings carry no knowledge of images.")
-    done = backbone.preprocessing
-    steps = f"resized to {done.resize} and cropped to" if done.fit == "crop" else f"{done.fit} to"
     several = (
         config.preset is None and backbone.weights.startswith("file:") and len(set(presets(backbone.name).values())) > 1
     )
-    display.field(
-        "Input",
-        f"{steps} {done.crop}×{done.crop} as {done.preset}"
-        + (f"; assumed, since {backbone.name} has several: --preset says which goes with this file" if several else ""),
-    )
+    preset = backbone.preprocessing.preset
+    assumed = f"; {preset} is assumed, --preset says which goes with this file" if several else ""
+    display.field("Input", input_words(backbone.preprocessing.describe()) + assumed)
     display.field("Computing", f"{precision} on {device}, stored as {config.store}")
 
 

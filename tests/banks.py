@@ -13,7 +13,7 @@ RECIPE = {
     "layer": "features.12.cat:mean",
     "weights_sha256": "0" * 64,
     "feature_shape": [8],
-    "preprocessing": {"resize": 256, "crop": 224},
+    "preprocessing": {"resize": 256, "crop": 224, "fit": "crop", "interpolation": "bilinear", "antialias": True},
     "crop": "",
     "sampling": {"stride": 1},
     "precision": "fp32",
@@ -24,7 +24,13 @@ RECIPE = {
 def config(**changes: Any) -> dict[str, Any]:
     """The config of a bank, with changes to its recipe."""
     compute = {"device": "cpu", "batch_size": 16}
-    return {"recipe": {**RECIPE, **changes}, "weights": "random (seed 0)", "compute": compute, "data": "/videos"}
+    return {
+        "recipe": {**RECIPE, **changes},
+        "weights": "random (seed 0)",
+        "preset": "IMAGENET1K_V1",
+        "compute": compute,
+        "data": "/videos",
+    }
 
 
 def row(video_id: str, **changes: Any) -> dict[str, Any]:

@@ -23,4 +23,4 @@ def extract(data: Path, out: Path, *arguments: object) -> Result:
 
 def said(result: Result, field: str) -> str:
     """The line of a summary that begins with a field's name."""
-    return next(line[11:] for line in result.stdout.splitlines() if line.startswith(field))
+    return next(line[12:] for line in result.stdout.splitlines() if line.startswith(field))

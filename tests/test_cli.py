@@ -78,7 +78,7 @@ def test_describe_gives_the_overview(bank: Path) -> None:
 def test_describe_shows_one_video(bank: Path) -> None:
     text = framebank("describe", bank, "a/x").stdout
     assert re.search(r"^  frames_decoded +5$", text, re.MULTILINE)
-    assert "Features   (5, 8), from" in text
+    assert "Features    (5, 8), from" in text
     assert "0.000 s to 0.400 s" in text
     assert "has no video 'nope'" in framebank("describe", bank, "nope").stderr
     assert "could not be banked: empty file" in framebank("describe", bank, "b/bad").stderr
