@@ -5,6 +5,7 @@ a file in `BANK.parts/` is written under a temporary name, flushed, synced and r
 ever replaced, atomically (`pipeline.packing`). Readers overlay the parts; for each video its newest row counts.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -44,14 +45,19 @@ def differences(
             yield f"{prefix}{key} is {first} ({names[0]}) and {second} ({names[1]})"
 
 
+def real_path(path: Path) -> Path:
+    """The bank itself where `path` is a symbolic link to it: its parts lie beside the file, not beside the link."""
+    return path.resolve() if path.is_symlink() else path
+
+
 def parts_folder(path: Path) -> Path:
     """Where the parts of a bank lie."""
-    return path.with_name(path.name + ".parts")
+    return real_path(path).with_name(real_path(path).name + ".parts")
 
 
 def lock_file(path: Path) -> Path:
     """The lock that whoever replaces the bank file holds."""
-    return path.with_name(path.name + ".lock")
+    return real_path(path).with_name(real_path(path).name + ".lock")
 
 
 def sealed_parts(path: Path) -> list[Path]:
@@ -98,6 +104,7 @@ def seal(temporary: Path, target: Path) -> None:
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A temporary path that replaces `target` when the block ends well, and is removed when it doesn't."""
+    target = real_path(target)
     temporary = unsealed(target.parent)
     try:
         yield temporary
@@ -119,29 +126,43 @@ def remove_abandoned(path: Path) -> None:
 
 
 def create(path: Path, config: Mapping[str, Any]) -> None:
-    """Write an empty bank, unless there is one already.
+    """Write an empty bank, unless there is one with videos in it.
 
     Two runs that start together cannot both define what the bank holds: it is made under the lock.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold(lock_file(path)):
-        if not path.exists():
-            contents = hdf5.Contents(
-                fingerprint_of(config["recipe"]),
-                dict(config),
-                hdf5.empty_table(hdf5.CATALOG),
-                hdf5.empty_table(hdf5.FAILURES),
-            )
-            with replacing(path) as temporary, hdf5.Output(temporary) as output:
-                hdf5.begin(output.file, contents.config, contents.fingerprint)
-                hdf5.write_contents(output.file, contents)
+        absorbed: list[str] = []
+        if path.exists():
+            with Bank(path) as bank:
+                if len(bank) or bank.fingerprint == fingerprint_of(config["recipe"]):
+                    return
+                absorbed = [part.name for part in bank.parts]
+        contents = hdf5.Contents(
+            fingerprint_of(config["recipe"]),
+            dict(config),
+            hdf5.empty_table(hdf5.CATALOG),
+            hdf5.empty_table(hdf5.FAILURES),
+            absorbed=absorbed,
+        )
+        with replacing(path) as temporary, hdf5.Output(temporary, in_memory=True) as output:
+            hdf5.begin(output.file, contents.config, contents.fingerprint)
+            hdf5.write_contents(output.file, contents)
 
 
-def newest(tables: list[pd.DataFrame], moment: str) -> pd.DataFrame:
-    """Concatenate tables; of rows with the same id only the newest stays."""
+def newest(tables: list[pd.DataFrame], moment: str) -> tuple[pd.DataFrame, list[int]]:
+    """Concatenate tables; of rows with the same id only the newest stays, of equally old ones that of the later table.
+
+    Returns:
+        the rows sorted by id, and the place that each had among all rows.
+    """
     table = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
-    newest = table.sort_values(moment, kind="stable").drop_duplicates("id", keep="last")
-    return newest.sort_values("id").reset_index(drop=True)
+    kept = table.sort_values(moment, kind="stable").drop_duplicates("id", keep="last").sort_values("id").index
+    text = [name for name in table.columns if hdf5.CATALOG.get(name, "s") == "s"]
+    return table.loc[kept].reset_index(drop=True).fillna(dict.fromkeys(text, "")), list(kept)
 
 
 class Bank(Mapping[str, np.ndarray]):
@@ -157,54 +178,57 @@ class Bank(Mapping[str, np.ndarray]):
         UserError: there is no such bank, it cannot be read, or its files were made differently.
     """
 
-    def __init__(self, path: Path | str, *, only_parts: bool = False) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._only_parts = only_parts
         self._open_files: dict[Path, Any] = {}
         for _ in range(20):
             try:
                 self._read()
                 return
-            except FileNotFoundError:  # a part was packed away between being listed and being read: list again
+            except FileNotFoundError as error:  # a part was packed away between being listed and being read: list again
+                missing = error
                 if not self.path.exists() and not sealed_parts(self.path):
                     raise UserError(f"There is no bank at {self.path}; `framebank extract` makes one.") from None
                 time.sleep(0.05)
-        raise UserError(f"Parts of {self.path} keep vanishing while it is read; is something else deleting them?")
+        raise UserError(
+            f"{self.path} leads to parts that are not there ({missing.filename}); put {parts_folder(self.path).name} "
+            "back beside it, or restore both from a copy."
+        )
 
     def _read(self) -> None:
-        self.parts = sealed_parts(self.path)
-        main = [self.path] if self.path.exists() and not self._only_parts else []
-        contents: list[tuple[Path, hdf5.Contents]] = []
-        linked: set[str] = set()
-        for file in (*main, *self.parts):
-            if file.name in linked:
-                continue
-            try:
-                read = hdf5.read_contents(file)
-            except FileNotFoundError:
-                raise
-            except (OSError, KeyError, ValueError) as error:
-                raise UserError(_unreadable(file, error)) from error
-            linked.update(read.parts)
-            contents.append((file, read))
+        """Overlay the bank file and its parts."""
+        main = None
+        if self.path.exists():
+            main = _read_file(self.path)
+        folder = parts_folder(self.path)
+        void = set(main.absorbed) if main else set()
+        self.parts = [part for part in sealed_parts(self.path) if part.name not in void]
+        linked = set(main.links) if main else set()
+        for name in linked:
+            if not (folder / name).exists():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        contents = [(part, _read_file(part)) for part in self.parts if part.name not in linked]
+        if main is not None:  # last: of equally old rows its own count, as they may have got newer labels
+            contents.append((self.path, main))
         if not contents:
-            raise FileNotFoundError(self.path)
-        first = contents[0][1]
-        for file, read in contents[1:]:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+        first_path, first = contents[-1]
+        for file, read in contents:
             if read.fingerprint != first.fingerprint:
-                names = contents[0][0].name, file.name
+                names = first_path.name, file.name
                 what = "; ".join(differences(first.config["recipe"], read.config["recipe"], names))
-                raise UserError(f"{file} and {contents[0][0]} were made differently: {what}. Move one elsewhere.")
+                raise UserError(f"{file} and {first_path} were made differently: {what}. Move one elsewhere.")
         self.config, self.fingerprint, self.created = first.config, first.fingerprint, first.created
-        self.files = [file for file, _ in contents]
-        tables = [read.catalog.assign(_file=number) for number, (_, read) in enumerate(contents)]
-        catalog = newest(tables, "banked")
-        self._where = dict(zip(catalog["id"], catalog.pop("_file"), strict=True))
-        text = [name for name in catalog.columns if hdf5.CATALOG.get(name, "s") == "s"]
-        self.catalog = catalog.fillna(dict.fromkeys(text, ""))
-        failures = newest([read.failures for _, read in contents], "when")
-        banked = dict(zip(catalog["id"], catalog["banked"], strict=True))
-        later = [row.when > banked.get(row.id, "") for row in failures.itertuples()]
+        self.files = list(dict.fromkeys([file for file, _ in contents] + self.parts))
+        self.catalog, places = newest([read.catalog for _, read in contents], "banked")
+        files = [folder / name for _, read in contents for name in read.links]  # only the last, main, has any
+        files = [file for file, read in contents if not read.links for _ in range(len(read.catalog))] + files
+        self._where: dict[str, Path] = {
+            row: files[place] for row, place in zip(self.catalog["id"], places, strict=True)
+        }
+        failures, _ = newest([read.failures for _, read in contents], "when")
+        banked = dict(zip(self.catalog["id"], self.catalog["banked"], strict=True))
+        later = [row["when"] > banked.get(row["id"], "") for row in hdf5.records(failures)]
         self.failures = failures[np.array(later, dtype=bool)].reset_index(drop=True)
 
     def __enter__(self) -> Self:
@@ -219,13 +243,17 @@ class Bank(Mapping[str, np.ndarray]):
             self._open_files.popitem()[1].close()
 
     def file_of(self, video_id: str) -> Any:
-        """The HDF5 file that holds a video, open until many others were asked for; KeyError when there is none."""
-        path = self.files[self._where[video_id]]
+        """The HDF5 file that holds a video, open until many others were asked for. KeyError: there is no such video."""
+        path = self._where[video_id]
         file = self._open_files.pop(path, None) or hdf5.open_file(path)
         self._open_files[path] = file
         if len(self._open_files) > _OPEN_FILES:
             self._open_files.pop(next(iter(self._open_files))).close()
         return file
+
+    def path_of(self, video_id: str) -> Path:
+        """The file that holds a video: the bank itself or a part."""
+        return self._where[video_id]
 
     def _array(self, video_id: str, name: str) -> np.ndarray:
         """One array of a video. When its part was packed away since the bank was opened, the bank is read again."""
@@ -288,8 +316,18 @@ def total_size(files: Iterable[Path]) -> int:
     return total
 
 
-def _unreadable(file: Path, error: Exception) -> str:
-    if isinstance(error, ValueError):
-        return f"{error}; give another path."
-    detail = str(error).split("(")[-1].rstrip(")")
-    return f"{file} cannot be read as a framebank bank ({detail}); move it away or restore it from a copy."
+def _read_file(file: Path) -> hdf5.Contents:
+    """What one file of a bank says of itself. FileNotFoundError, or UserError when it is not a readable bank file."""
+    if not file.is_file() and file.exists():
+        raise UserError(f"{file} is no file; give the path of a bank.")
+    try:
+        return hdf5.read_contents(file)
+    except FileNotFoundError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{error}; give another path.") from error
+    except (OSError, KeyError, TypeError) as error:
+        detail = str(error).split("(")[-1].rstrip(")")
+        raise UserError(
+            f"{file} cannot be read as a framebank bank ({detail}); move it away or restore it from a copy."
+        ) from error

@@ -37,6 +37,9 @@ OLD_NAMES = (
 )
 
 
+MAX_NESTING = 4  # a file may even hold itself
+
+
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The named tensors of a weight file, on the CPU, by the rules above.
 
@@ -54,6 +57,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"no state dict in {path}: looked at the top and under {', '.join(NESTED_UNDER)}, "
             f"found only {inside or 'nothing'}; save one with torch.save(model.state_dict(), FILE)"
         )
+    odd = [
+        name
+        for name, tensor in state.items()
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized
+    ]
+    if odd:
+        raise UserError(f"{path} holds sparse, quantised or empty (meta) tensors, e.g. {odd[0]}; save plain dense ones")
     return {_current_name(name): tensor for name, tensor in _strip_wrappers(state).items()}
 
 
@@ -129,11 +139,11 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _find_state_dict(content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
+def _find_state_dict(content: Any, depth: int = MAX_NESTING) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping) or not depth:
         return {}
     for key in NESTED_UNDER:
-        state = _find_state_dict(content.get(key))
+        state = _find_state_dict(content.get(key), depth - 1)
         if state:
             return state
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}

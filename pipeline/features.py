@@ -5,10 +5,12 @@ in any language: `/videos/<id>/features` (T, D) or (T, C, H, W) with `timestamps
 `/catalog` of one row per video, and `/failures`, the ledger of the videos that could not be banked.
 """
 
-import io
+import errno
 import json
+import os
+import resource
+import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -59,6 +61,8 @@ _FEATURE_AXES = {1: ("feature",), 3: ("channel", "height", "width")}
 # netCDF's mark for a dimension without coordinate values: xarray then counts it and no bytes are stored
 _NO_COORDINATE = "This is a netCDF dimension but not a netCDF variable.{:10d}"
 _CHUNK_BYTES = 1 << 20
+_SLACK_BYTES = 4 << 20  # what HDF5 may write besides: its metadata cache
+_LONG_TEXT_BYTES = 64 << 20
 _COPY_BYTES = 32 << 20
 
 
@@ -75,8 +79,9 @@ class Contents:
     config: dict[str, Any]
     catalog: pd.DataFrame
     failures: pd.DataFrame
-    parts: list[str] = field(default_factory=list)  # files beside it that its external links lead to
     created: str = ""
+    links: list[str] = field(default_factory=list)  # of an index file: for each catalog row the part that holds it
+    absorbed: list[str] = field(default_factory=list)  # parts that this file has taken in; what is left of them is void
 
 
 def utc_now() -> str:
@@ -106,56 +111,53 @@ def open_file(path: Path) -> h5py.File:
     return h5py.File(path, "r", locking=False)
 
 
-class _Forgiving(io.FileIO):
-    """A file that keeps the first error of writing to itself, and from then on takes everything and stores nothing.
-
-    HDF5 cannot close a file whose last flush fails, and crashes at exit over it; so it never hears of a full disk.
-    """
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        rest = memoryview(data).cast("B")
-        while rest and self.error is None:
-            try:
-                rest = rest[super().write(rest) :]
-            except OSError as error:
-                self.error = error
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        if self.error is None:
-            try:
-                return super().truncate(size)
-            except OSError as error:
-                self.error = error
-        return size or 0
-
-
 class Output:
     """A new bank file being written, in a format that every HDF5 library since 1.10 reads.
 
+    HDF5 cannot close a file that it failed to flush, and crashes over it when the process ends; so it must never meet a
+    full disk. A file that fits in memory is made there and written by Python; for a larger one `reserve` makes sure
+    beforehand that the disk has room.
+
+    Args:
+        path: the file.
+        in_memory: make the file in memory; for what is known to be small.
+
     Attributes:
         file: the h5py file.
-
-    Raises:
-        OSError: on `check` and on `close`, when writing failed: the disk is full, say. HDF5 itself is unharmed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._raw = _Forgiving(path, "w+")
-        self.file = h5py.File(self._raw, "w", libver=("v110", "v110"))
+    def __init__(self, path: Path, *, in_memory: bool) -> None:
+        self._path, self._in_memory = path, in_memory
+        memory: dict[str, Any] = {"driver": "core", "backing_store": False, "block_size": _CHUNK_BYTES}
+        self.file = h5py.File(path, "w", libver=("v110", "v110"), **(memory if in_memory else {"locking": False}))
 
-    def check(self) -> None:
-        """Raise the error that writing ran into, if any; called wherever much more would be written for nothing."""
-        if self._raw.error is not None:
-            raise self._raw.error
+    def reserve(self, size: int) -> None:
+        """Make sure that `size` more bytes, and what HDF5 keeps back, can be written.
+
+        Raises:
+            OSError: the disk is too full, or the file would grow beyond what the process may write (`ulimit -f`).
+        """
+        if self._in_memory:
+            return
+        size += _SLACK_BYTES
+        if size > shutil.disk_usage(self._path.parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if limit != resource.RLIM_INFINITY and self.file.id.get_filesize() + size > limit:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close the file; everything is written then.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if self._in_memory and self.file:
+            self.file.flush()
+            image = self.file.id.get_file_image()
+            self.file.close()
+            self._path.write_bytes(image)
         self.file.close()
-        self._raw.close()
-        self.check()
 
     def __enter__(self) -> Self:
         return self
@@ -164,8 +166,7 @@ class Output:
         if kind is None:
             self.close()
         else:
-            with suppress(OSError):
-                self.close()
+            self.file.close()
 
 
 @cache
@@ -236,31 +237,35 @@ class VideoWriter:
         self.group.attrs["complete"] = np.uint8(1)
 
 
-def copy_video(source: h5py.File, target: h5py.File, video_id: str, *, label: str) -> None:
+def copy_video(source: h5py.File, output: Output, video_id: str, *, label: str) -> None:
     """Rewrite one video in another file, in bounded memory.
 
     `Group.copy` would break the references between datasets and their scales, so the datasets are written anew.
+
+    Raises:
+        OSError: the disk is full.
     """
     group = source[f"videos/{video_id}"]
-    writer = VideoWriter(target, video_id, label=label, source=group.attrs["source"])
+    writer = VideoWriter(output.file, video_id, label=label, source=group.attrs["source"])
     features = group["features"]
     rows_at_once = max(1, _COPY_BYTES // max(1, features[:1].nbytes))
     if len(features) <= rows_at_once:
+        output.reserve(features.nbytes)
         writer.write(features[:], group["timestamps"][:], group["frame_index"][:])
     else:
         for start in range(0, len(features), rows_at_once):
             piece = slice(start, start + rows_at_once)
+            output.reserve(_COPY_BYTES)
             writer.append(features[piece], group["timestamps"][piece], group["frame_index"][piece])
     writer.finish()
 
 
-def link_video(index: h5py.File, part: h5py.File, folder: str, video_id: str, *, label: str) -> None:
-    """Let an index file lead to a video in a part in the given folder beside it, by relative external links.
+def link_video(index: h5py.File, part: h5py.File, part_name: str, video_id: str, *, label: str) -> None:
+    """Let an index file lead to a video in a part beside it, whose relative name is given, by external links.
 
     The links are made for each dataset, not for the group, so that video `a` and video `a/b` can lie in two parts.
     """
     source = part[f"videos/{video_id}"]
-    part_name = f"{folder}/{Path(part.filename).name}"
     group = index.require_group(f"videos/{video_id}")
     for name, item in source.items():
         if isinstance(item, h5py.Dataset):
@@ -276,11 +281,21 @@ def write_table(file: h5py.File, name: str, table: pd.DataFrame, columns: Mappin
     group.attrs["columns"] = json.dumps(list(table.columns), ensure_ascii=False)
     for column in table.columns:
         if columns.get(column, "s") == "s":
-            encoded = [str(value).encode() for value in table[column]]
-            dtype = h5py.string_dtype("utf-8", max(1, max(map(len, encoded), default=1)))
-            group.create_dataset(column, data=np.array(encoded, dtype=dtype))
+            _write_texts(group, column, [str(value) for value in table[column]])
         else:
             group.create_dataset(column, data=table[column].to_numpy(dtype=_DTYPES[columns[column]]))
+
+
+def _write_texts(group: h5py.Group, name: str, texts: list[str]) -> None:
+    """Text as fixed-length UTF-8, which reads ten times faster; of variable length where one giant would swell all."""
+    encoded = [text.encode() for text in texts]
+    length = max(1, max(map(len, encoded), default=1))
+    dtype = h5py.string_dtype("utf-8", length if length * len(encoded) < _LONG_TEXT_BYTES else None)
+    group.create_dataset(name, data=np.array(encoded, dtype=dtype))
+
+
+def _read_texts(dataset: h5py.Dataset) -> list[str]:
+    return [value.decode() for value in dataset[:].tolist()]
 
 
 def read_table(file: h5py.File, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -288,10 +303,8 @@ def read_table(file: h5py.File, name: str, columns: Mapping[str, str]) -> pd.Dat
     group = file[name]
     data: dict[str, Any] = {}
     for column in json.loads(group.attrs["columns"]):
-        values = group[column][:]
-        if columns.get(column, "s") == "s":
-            values = np.array([value.decode() for value in values.tolist()], dtype=object)
-        data[column] = values
+        text = columns.get(column, "s") == "s"
+        data[column] = np.array(_read_texts(group[column]), dtype=object) if text else group[column][:]
     return pd.DataFrame(data)
 
 
@@ -313,17 +326,19 @@ def read_contents(path: Path) -> Contents:
             config=json.loads(file.attrs["config"]),
             catalog=read_table(file, "catalog", CATALOG),
             failures=read_table(file, "failures", FAILURES),
-            parts=json.loads(file.attrs.get("parts", "[]")),
             created=file.attrs["created"],
+            links=_read_texts(file["parts/links"]) if "parts/links" in file else [],
+            absorbed=_read_texts(file["parts/absorbed"]) if "parts/absorbed" in file else [],
         )
 
 
 def write_contents(file: h5py.File, contents: Contents) -> None:
-    """Write catalog, failures and the list of linked parts, last, into a file that was begun."""
+    """Write catalog, failures and what there is to say of parts, last, into a file that was begun."""
     write_table(file, "catalog", contents.catalog, CATALOG)
     write_table(file, "failures", contents.failures, FAILURES)
-    if contents.parts:
-        file.attrs["parts"] = json.dumps(contents.parts)
+    for name, parts in (("links", contents.links), ("absorbed", contents.absorbed)):
+        if parts:
+            _write_texts(file.require_group("parts"), name, parts)
 
 
 def stored_ids(file: h5py.File) -> set[str]:

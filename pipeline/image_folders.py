@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline.errors import VideoError
 from pipeline.ids import natural_key
@@ -26,6 +26,16 @@ MAX_PIXELS = 2**26  # 8192 x 8192: above 8K video, and a frame still takes only 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 EXIF_ORIENTATION = 0x0112
+# Pillow's own exif_transpose rewrites all of the EXIF data, and stumbles over any damage in it.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 TURNED_ORIENTATIONS = (5, 6, 7, 8)  # those that swap width and height
 
 
@@ -45,7 +55,7 @@ def image_header(path: str) -> tuple[int, int, str]:
     """Width and height in pixels as shown (after EXIF orientation) and the format's name ("jpeg"); VideoError."""
     with _opened(path) as image:
         width, height = image.size
-        if image.getexif().get(EXIF_ORIENTATION) in TURNED_ORIENTATIONS:
+        if _orientation(image) in TURNED_ORIENTATIONS:
             width, height = height, width
         return width, height, (image.format or "").lower()
 
@@ -55,13 +65,17 @@ def read_image(path: str) -> np.ndarray:
     with _opened(path) as image:
         if image.mode in ("I", "F"):
             raise VideoError(f"image {Path(path).name} has 32 bits per pixel; save it with 8 or 16 bits")
-        turned = ImageOps.exif_transpose(image)
+        turned = image.transpose(TURNS[orientation]) if (orientation := _orientation(image)) in TURNS else image
         if turned.mode.startswith("I;16"):
             grey = (np.asarray(turned) >> 8).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
         if turned.mode in ("P", "PA"):  # a palette may hold transparency, which RGB alone cannot take up
             turned = turned.convert("RGBA")
         return np.array(turned.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> object:
+    return image.getexif().get(EXIF_ORIENTATION)
 
 
 def check_pixels(width: int, height: int, what: str) -> None:
@@ -79,7 +93,9 @@ def _opened(path: str) -> Iterator[Image.Image]:
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise VideoError(f"image {name} has too many pixels; framebank reads up to {MAX_PIXELS:,}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError, LookupError) as error:
+    except VideoError:
+        raise
+    except Exception as error:
         # What Pillow's format readers raise on damaged files; the words of the error are of no use to most people.
         why = error.strerror if isinstance(error, OSError) and error.strerror else "the file is damaged or incomplete"
         raise VideoError(f"image {name} cannot be read: {why}") from error

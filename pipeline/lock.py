@@ -40,10 +40,11 @@ def is_running(pid: int) -> bool:
 def _holder(path: Path) -> dict[str, object] | None:
     """Who holds the lock, or None when nobody does (or the file is only being written)."""
     try:
-        return dict(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        return {key: content[key] for key in ("host", "pid", "token")}
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         return {"host": "?", "pid": 0, "token": ""}
 
 
@@ -97,8 +98,12 @@ def hold(path: Path, *, on_wait: Callable[[str], None] | None = None) -> Iterato
                     told = True
                 time.sleep(_POLL_SECONDS)
             continue
-        with os.fdopen(descriptor, "w") as file:
-            file.write(content)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(content)
+        except OSError:  # a full disk: do not leave a lock that nobody holds
+            path.unlink()
+            raise
         break
 
     done = threading.Event()

@@ -19,6 +19,7 @@ from pipeline.bank import (
     lock_file,
     newest,
     parts_folder,
+    real_path,
     remove_abandoned,
     replacing,
     sealed_parts,
@@ -37,20 +38,32 @@ class NoRoomError(UserError):
 
 
 def _write_one_file(
-    path: Path, banks: Iterable[tuple[Bank, pd.DataFrame]], failures: pd.DataFrame, check: Callable[[], None]
+    path: Path,
+    banks: Iterable[tuple[Bank, pd.DataFrame]],
+    failures: pd.DataFrame,
+    absorbed: Iterable[Path],
+    check: Callable[[], None],
 ) -> None:
     """Replace `path` by one file that holds the given catalog rows of the given banks and their embeddings."""
     banks = list(banks)
     catalog = pd.concat([rows for _, rows in banks], ignore_index=True).sort_values("id")
     first = banks[0][0]
+    contents = hdf5.Contents("", {}, catalog, failures, absorbed=[part.name for part in absorbed])
+    small = sum(bank.nbytes for bank, _ in banks) < PACK_BYTES
     with replacing(path) as temporary:
-        with hdf5.Output(temporary) as output:
+        with hdf5.Output(temporary, in_memory=small) as output:
             hdf5.begin(output.file, first.config, first.fingerprint, first.created)
             for bank, rows in banks:
                 for row in hdf5.records(rows.sort_values("id")):
-                    hdf5.copy_video(bank.file_of(row["id"]), output.file, row["id"], label=row["label"])
-                    output.check()
-            hdf5.write_contents(output.file, hdf5.Contents("", {}, catalog, failures))
+                    try:
+                        hdf5.copy_video(bank.file_of(row["id"]), output, row["id"], label=row["label"])
+                    except (KeyError, RuntimeError, UnicodeError) as error:
+                        raise UserError(
+                            f"{bank.path} is damaged at {row['id']!r}; `framebank describe {bank.path} --verify` lists "
+                            "what is, and `framebank remove` takes it out."
+                        ) from error
+            output.reserve(0)
+            hdf5.write_contents(output.file, contents)
         check()
 
 
@@ -62,10 +75,11 @@ def _delete(parts: Iterable[Path], folder: Path) -> None:
 
 
 def _relabelled(catalog: pd.DataFrame, updates: pd.DataFrame | None) -> pd.DataFrame:
-    """The catalog with newer label, split, group and extra columns of some of its rows."""
+    """The catalog with newer label, split, group, source and extra columns of some of its rows."""
     if updates is None or updates.empty:
         return catalog
     catalog, fresh = catalog.set_index("id"), updates.set_index("id")
+    fresh = fresh[fresh.index.isin(catalog.index)]
     for column in fresh.columns:
         if column not in catalog:
             catalog[column] = ""
@@ -77,7 +91,7 @@ def _check_room(path: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise NoRoomError(
-            f"{what} {path} needs {needed / 1e6:.0f} MB of free disk and {free / 1e6:.0f} MB are left; "
+            f"{what} {path} needs {needed / 1e3:,.0f} kB of free disk and {free / 1e3:,.0f} kB are left; "
             "free some, or leave the bank in parts (it reads the same)."
         )
 
@@ -87,98 +101,128 @@ def pack(
     *,
     without: Collection[str] = (),
     updates: pd.DataFrame | None = None,
+    mended: Collection[str] = (),
     on_wait: Callable[[str], None] | None = None,
 ) -> int:
     """Rewrite a bank and its parts as one self-contained file.
+
+    The new file names the parts that it has taken in, so that what is left of them after a kill is void.
 
     Args:
         path: the bank.
         without: ids to leave out, from the catalog and from the failures.
         updates: newer metadata of banked videos, a column `id` and those to change.
+        mended: ids whose failure is to be forgotten.
         on_wait: called with the holder's name when another process is packing.
 
     Returns:
         how many parts were folded in.
 
     Raises:
-        UserError: no such bank, or not enough free disk for the copy.
+        UserError: no such bank, a damaged one, or not enough free disk for the copy.
     """
     with hold(lock_file(path), on_wait=on_wait) as check:
         remove_abandoned(path)
         with Bank(path) as bank:
             _check_room(path, bank.nbytes, "Packing")
             catalog = _relabelled(bank.catalog[~bank.catalog["id"].isin(without)], updates)
-            failures = bank.failures[~bank.failures["id"].isin(without)]
-            _write_one_file(path, [(bank, catalog)], failures, check)
-        _delete(bank.parts, parts_folder(path))
+            failures = bank.failures[~bank.failures["id"].isin({*without, *mended})]
+            every = sealed_parts(path)
+            taken = [part for part in every if part in set(bank.parts) | set(_void(path))]
+            _write_one_file(path, [(bank, catalog)], failures, taken, check)
+        _delete(taken, parts_folder(path))
     return len(bank.parts)
 
 
-def link(path: Path, *, on_wait: Callable[[str], None] | None = None) -> None:
+def _void(path: Path) -> list[Path]:
+    """Parts that the bank file has taken in already and that a killed run has left."""
+    return [parts_folder(path) / name for name in hdf5.read_contents(path).absorbed] if path.exists() else []
+
+
+def link(
+    path: Path,
+    *,
+    updates: pd.DataFrame | None = None,
+    mended: Collection[str] = (),
+    on_wait: Callable[[str], None] | None = None,
+) -> None:
     """Make the bank file an index of relative external links into its parts, without copying any embedding.
 
     A bank file that holds embeddings itself first becomes a part (by a hard link, so that no moment is without it).
+    Arguments are those of `pack`.
 
     Raises:
         UserError: no such bank, or a file system without hard links.
     """
     with hold(lock_file(path), on_wait=on_wait) as check:
         remove_abandoned(path)
-        main = hdf5.read_contents(path)
-        if not main.parts and len(main.catalog) + len(main.failures):
-            base = parts_folder(path) / unique_name("base")
-            base.parent.mkdir(exist_ok=True)
-            try:
-                os.link(path, base)
-            except OSError as error:
-                raise UserError(
-                    f"{path} cannot be hard-linked here ({error}); run `framebank pack` instead."
-                ) from error
-        if not sealed_parts(path):
-            return
-        with Bank(path, only_parts=True) as bank, replacing(path) as temporary:
-            with hdf5.Output(temporary) as output:
-                hdf5.begin(output.file, bank.config, bank.fingerprint, bank.created)
-                for row in hdf5.records(bank.catalog):
-                    part = bank.file_of(row["id"])
-                    hdf5.link_video(output.file, part, parts_folder(path).name, row["id"], label=row["label"])
-                names = [part.name for part in bank.parts]
-                hdf5.write_contents(output.file, hdf5.Contents("", {}, bank.catalog, bank.failures, names))
-            check()
+        folder = parts_folder(path)
+        with Bank(path) as bank:
+            if not bank.parts and not mended and (updates is None or updates.empty):
+                return
+            parts = [bank.path_of(video_id) for video_id in bank]
+            if path in parts:
+                base = folder / unique_name("base")
+                base.parent.mkdir(exist_ok=True)
+                try:
+                    os.link(real_path(path), base)
+                except OSError as error:
+                    raise UserError(
+                        f"{path} cannot be hard-linked here ({error}); run `framebank pack` instead."
+                    ) from error
+                parts = [base if part == path else part for part in parts]
+            catalog = _relabelled(bank.catalog, updates)
+            failures = bank.failures[~bank.failures["id"].isin(mended)]
+            with replacing(path) as temporary:
+                with hdf5.Output(temporary, in_memory=True) as output:
+                    hdf5.begin(output.file, bank.config, bank.fingerprint, bank.created)
+                    for row, part in zip(hdf5.records(catalog), parts, strict=True):
+                        source, at = bank.file_of(row["id"]), f"{folder.name}/{part.name}"
+                        hdf5.link_video(output.file, source, at, row["id"], label=row["label"])
+                    links = [part.name for part in parts]
+                    void = [part.name for part in _void(path)]
+                    contents = hdf5.Contents("", {}, catalog, failures, links=links, absorbed=void)
+                    hdf5.write_contents(output.file, contents)
+                check()
 
 
-def fold_in(path: Path, *, updates: pd.DataFrame | None, on_wait: Callable[[str], None] | None = None) -> str:
-    """End a run: pack when the parts are big enough or metadata changed, otherwise link.
+def fold_in(
+    path: Path,
+    *,
+    updates: pd.DataFrame | None = None,
+    mended: Collection[str] = (),
+    on_wait: Callable[[str], None] | None = None,
+) -> str:
+    """End a run: pack when the parts are big enough, otherwise link. Arguments are those of `pack`.
 
     Returns:
         "packed", "linked", "linked: <why it could not be packed>", or "" when all was in order.
     """
-    parts = sealed_parts(path)
-    own = hdf5.read_contents(path)
-    base = [part for part in parts if part.name.startswith("base-")] if own.parts else [path]
+    with Bank(path) as bank:
+        linked = {bank.path_of(video_id).name for video_id in bank} if hdf5.read_contents(path).links else set()
+        parts = bank.parts
+    base = [part for part in parts if part.name.startswith("base-")] or ([path] if not linked else [])
     rest = total_size(part for part in parts if part not in base)
-    metadata_changed = updates is not None and len(updates) > 0
-    if not parts and not metadata_changed:
+    news = bool(mended) or (updates is not None and len(updates) > 0)
+    if not parts and not news:
         return ""
-    if metadata_changed or rest > PACK_FRACTION * total_size(base) or rest + total_size(base) < PACK_BYTES:
+    if rest > PACK_FRACTION * total_size(base) or rest + total_size(base) < PACK_BYTES:
         try:
-            pack(path, updates=updates, on_wait=on_wait)
+            pack(path, updates=updates, mended=mended, on_wait=on_wait)
             return "packed"
         except NoRoomError as error:
-            if metadata_changed:
-                raise
-            link(path, on_wait=on_wait)
+            link(path, updates=updates, mended=mended, on_wait=on_wait)
             return f"linked: {error}"
-    if {part.name for part in parts} - set(own.parts):
-        link(path, on_wait=on_wait)
+    if news or {part.name for part in parts} - linked:
+        link(path, updates=updates, mended=mended, on_wait=on_wait)
         return "linked"
     return ""
 
 
 def _conflicts(catalogs: list[pd.DataFrame]) -> list[str]:
-    """Ids that mean different embeddings in two banks: another source file, or another number of rows."""
+    """Ids that mean different embeddings in two banks: another source file, span, crop or number of rows."""
     everything = pd.concat(catalogs, ignore_index=True)
-    variants = everything.drop_duplicates(["id", "digest", "rows"])
+    variants = everything.drop_duplicates(["id", "digest", "start", "end", "crop", "rows"])
     return sorted(set(variants.loc[variants["id"].duplicated(), "id"]))
 
 
@@ -191,6 +235,7 @@ def merge(target: Path, sources: list[Path], *, on_wait: Callable[[str], None] |
     Raises:
         UserError: the banks were made differently, an id stands for two different videos, or the disk is too full.
     """
+    target = target.absolute()
     with ExitStack() as stack:
         target.parent.mkdir(parents=True, exist_ok=True)
         check = stack.enter_context(hold(lock_file(target), on_wait=on_wait))
@@ -202,18 +247,19 @@ def merge(target: Path, sources: list[Path], *, on_wait: Callable[[str], None] |
                 names = first.path.name, bank.path.name
                 what = "; ".join(differences(first.config["recipe"], bank.config["recipe"], names))
                 raise UserError(f"Embeddings that were made differently never mix: {what}.")
-        catalogs = [bank.catalog.assign(_bank=number) for number, bank in enumerate(banks)]
-        conflicts = _conflicts(catalogs)
+        conflicts = _conflicts([bank.catalog for bank in banks])
         if conflicts:
             raise UserError(
                 f"{len(conflicts)} ids stand for different videos in these banks, e.g. {conflicts[0]!r}; "
                 "`framebank remove` them from one of the banks first."
             )
         _check_room(target, sum(bank.nbytes for bank in banks), "Merging into")
-        catalog = newest(catalogs, "banked")
-        failures = newest([bank.failures for bank in banks], "when")
+        catalog, places = newest([bank.catalog for bank in banks], "banked")
+        owners = [bank for bank in banks for _ in range(len(bank))]
+        failures, _ = newest([bank.failures for bank in banks], "when")
         failures = failures[~failures["id"].isin(catalog["id"])]
-        chosen = [(bank, catalog[catalog["_bank"] == n].drop(columns="_bank")) for n, bank in enumerate(banks)]
-        _write_one_file(target, chosen, failures, check)
-        _delete(first.parts if first.path == target.absolute() else [], parts_folder(target))
+        chosen = [(bank, catalog[[owners[place] is bank for place in places]]) for bank in banks]
+        taken = sealed_parts(target) if first.path == target else []
+        _write_one_file(target, chosen, failures, [part for part in taken if part in first.parts], check)
+        _delete([part for part in taken if part in first.parts], parts_folder(target))
     return len(catalog)

@@ -26,6 +26,9 @@ class Plan:
         todo: rows to extract, with `source`, `size` and `mtime`.
         done: rows that the bank holds already.
         failed: ledger rows of found videos that are not tried again.
+        gone: ids among `done` whose file is not there any more; their embeddings stay.
+        mended: ids among `done` that the ledger still lists.
+        doubled: ids among `todo` whose very file the bank holds under another id.
         changed: ids among `todo` whose source, span or crop is another than when it was banked.
         updates: column `id` and the metadata of done videos that is new (label, split, group, source, extra columns).
     """
@@ -33,6 +36,9 @@ class Plan:
     todo: pd.DataFrame
     done: pd.DataFrame
     failed: pd.DataFrame
+    gone: list[str]
+    mended: list[str]
+    doubled: list[str]
     changed: list[str]
     updates: pd.DataFrame
 
@@ -50,7 +56,7 @@ def known_sources(bank: Bank | None, root: Path) -> dict[str, str]:
 def _same_content(row: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     if (row["size"], row["mtime"]) == (old["size"], old["mtime"]):
         return True
-    if row["size"] != old["size"]:
+    if row["size"] != old["size"] or row["size"] < 0:
         return False
     return bool(source_digest(row["path"], row["kind"]) == old["digest"])
 
@@ -65,11 +71,12 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other or (one != one and other != other))
 
 
-def plan(table: pd.DataFrame, bank: Bank | None, *, retry_failed: bool) -> Plan:
+def plan(table: pd.DataFrame, bank: Bank | None, *, retry_failed: bool, allow_partial: bool = False) -> Plan:
     """Decide what to do with each video that was found.
 
     A video is done when the bank holds it from the same file (size and time, or else content) with the same span and
-    crop. One in the ledger is tried again when its file has changed, or when asked to.
+    crop, or when that file is gone. One in the ledger is tried again when its file has changed, when asked to, or when
+    it only lacked permission to be banked in part.
 
     Raises:
         UserError: an id that is banked from one file now stands for another file, and the first is still there.
@@ -81,21 +88,25 @@ def plan(table: pd.DataFrame, bank: Bank | None, *, retry_failed: bool) -> Plan:
         mtime=[mtime for _, mtime in states],
     )
     if bank is None:
-        return Plan(table, table[:0], hdf5.empty_table(hdf5.FAILURES), [], table[["id"]][:0])
+        return Plan(table, table[:0], hdf5.empty_table(hdf5.FAILURES), [], [], [], [], table[["id"]][:0])
     banked = {row["id"]: row for row in hdf5.records(bank.catalog)}
     ledger = {row["id"]: row for row in hdf5.records(bank.failures)}
-    todo, done, failed, changed, moved_onto = [], [], [], [], []
+    spans = {(row["source"], row["start"], row["end"]): video_id for video_id, row in banked.items()}
+    todo, done, failed, gone, changed, doubled, moved_onto = [], [], [], [], [], [], []
     for row in hdf5.records(table):
         video_id = row["id"]
         old, failure = banked.get(video_id), ledger.get(video_id)
-        if (
-            failure is not None
-            and not retry_failed
-            and (failure["size"], failure["mtime"]) == (row["size"], row["mtime"])
-        ):
+        partial = failure is not None and allow_partial and "--allow-partial" in failure["reason"]
+        retry = retry_failed or partial
+        if old is not None and row["size"] < 0 and row["source"] == old["source"] and _same_request(row, old):
+            gone.append(video_id)
+            done.append(video_id)
+        elif failure is not None and not retry and (failure["size"], failure["mtime"]) == (row["size"], row["mtime"]):
             failed.append(video_id)
         elif old is None:
             todo.append(video_id)
+            if (row["source"], row["start"], row["end"]) in spans:
+                doubled.append(video_id)
         elif _same_content(row, old) and _same_request(row, old):
             done.append(video_id)
         else:
@@ -114,6 +125,9 @@ def plan(table: pd.DataFrame, bank: Bank | None, *, retry_failed: bool) -> Plan:
         todo=table[table["id"].isin(todo)],
         done=done_rows,
         failed=bank.failures[bank.failures["id"].isin(failed)],
+        gone=gone,
+        mended=[video_id for video_id in done if video_id in ledger],
+        doubled=doubled,
         changed=changed,
         updates=_updates(done_rows, bank.catalog),
     )

@@ -8,7 +8,7 @@ video counts as banked when it is sealed. A video too long for memory streams in
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.bank import fingerprint_of, parts_folder, seal, unique_name, unsea
 from pipeline.errors import UserError, VideoError
 
 STREAM_BYTES = 32 << 20  # a video with more embeddings than this goes to disk as it comes
-PENDING_BYTES = 64 << 20  # finished videos that wait in memory to be sealed
+PENDING_BYTES = 32 << 20  # finished videos that wait in memory to be sealed
 
 
 @contextmanager
@@ -31,6 +31,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # of our own output, not of the disk
+        raise
     except OSError as error:
         raise UserError(
             f"Writing {path} failed: {error.strerror or error}. Everything sealed before is safe; "
@@ -96,14 +98,14 @@ class VideoSink:
     def _flush(self) -> None:
         if self._stream is None:
             self._temporary = unsealed(parts_folder(self._writer.path))
-            self._output = hdf5.Output(self._temporary)
+            self._output = hdf5.Output(self._temporary, in_memory=False)
             hdf5.begin(self._output.file, self._writer.config, self._writer.fingerprint)
             self._stream = hdf5.VideoWriter(
                 self._output.file, self.row["id"], label=self.row["label"], source=self.row["source"]
             )
         if self._pieces:
+            self._output.reserve(self._bytes)
             self._stream.append(*self._gathered())
-            self._output.check()
         self._pieces, self._bytes = [], 0
 
     def finish(self, found: Mapping[str, Any]) -> None:
@@ -112,17 +114,20 @@ class VideoSink:
         if self._stream is None:
             self._writer.accept(self.row, self._gathered())
             return
-        with disk_errors(self._writer.path):
-            self._flush()
-            self._stream.finish()
-            self._writer.close_part(self._output, self._temporary, [self.row], [])
+        try:
+            with disk_errors(self._writer.path):
+                self._flush()
+                self._stream.finish()
+                self._writer.close_part(self._output, self._temporary, [self.row], [])
+        except BaseException:
+            self.discard()
+            raise
 
     def discard(self) -> None:
         """Forget the video and remove what it wrote."""
         self._pieces = []
         if self._stream is not None:
-            with suppress(OSError):  # the disk may be full, and the file is going anyway
-                self._output.close()
+            self._output.close()
             self._temporary.unlink(missing_ok=True)
 
 
@@ -180,12 +185,11 @@ class PartWriter:
             UserError: the disk is full.
         """
         with self.lock, disk_errors(self.path):
-            self._sealed_at = time.monotonic()
             if not self._finished and not self._failures:
                 return
             temporary = unsealed(parts_folder(self.path))
             try:
-                with hdf5.Output(temporary) as output:
+                with hdf5.Output(temporary, in_memory=True) as output:
                     hdf5.begin(output.file, self.config, self.fingerprint)
                     for row, arrays in self._finished:
                         video = hdf5.VideoWriter(output.file, row["id"], label=row["label"], source=row["source"])
@@ -195,6 +199,7 @@ class PartWriter:
             finally:
                 temporary.unlink(missing_ok=True)
             self._finished, self._failures, self._bytes = [], [], 0
+            self._sealed_at = time.monotonic()
 
     def close_part(
         self, output: hdf5.Output, temporary: Path, rows: list[dict[str, Any]], failures: list[dict[str, Any]]

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from pipeline.errors import VideoError
 from pipeline.image_folders import list_images
 
 
@@ -32,7 +33,7 @@ def source_state(path: str, kind: str) -> tuple[int, int]:
     """Size in bytes and modification time in ns; of a folder of images the sum and the latest; (-1, -1) if gone."""
     try:
         states = [file.stat() for file in _files(path, kind)]
-    except OSError:
+    except (OSError, VideoError):
         return -1, -1
     return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=-1)
 

@@ -4,6 +4,9 @@ Exit statuses: 0 done; 1 verification found problems; 2 could not run as asked (
 videos in the ledger of failures; 130 interrupted, and resumable.
 """
 
+import io
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,18 @@ import click
 
 from pipeline.errors import UserError
 
-_BANK = click.Path(path_type=Path, dir_okay=False)
-_DATA = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path that is not empty."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_BANK = _Path(path_type=Path, dir_okay=False)
+_DATA = _Path(path_type=Path)
 
 
 class _Refusal(click.ClickException):
@@ -26,12 +39,22 @@ class _Group(click.Group):
     """A group whose commands answer a user's mistake with one line and exit status 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # a terminal without our characters shows them escaped
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except UserError as error:
             raise _Refusal(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            raise SystemExit(130) from None
         except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that closing it at exit succeeds
             raise SystemExit(0) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise _Refusal(f"{where}{error.strerror or error}") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -138,7 +161,9 @@ _BACKBONE = _options(
         metavar="X,Y,W,H",
         help=("Use only this region of every frame, in pixels; a manifest's crop_x, crop_y, crop_w, crop_h go first."),
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights."),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights."
+    ),
 )
 _FRAMES = _options(
     click.option("--stride", type=click.IntRange(min=1), help="Take every N-th frame.  [default: every frame]"),

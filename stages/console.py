@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -62,7 +63,11 @@ class Display:
     def line(self, text: str = "") -> None:
         """One line on standard output, unless quiet."""
         if not self.quiet:
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:  # whoever read our output has left; the work goes on
+                self.quiet = True
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that closing it at exit succeeds
 
     def field(self, name: str, text: str) -> None:
         """A line of a summary, its name in a column of its own."""
@@ -78,7 +83,7 @@ class Display:
         """
         if self.quiet:
             yield lambda _: None
-        elif sys.stderr.isatty():
+        elif sys.stderr is not None and sys.stderr.isatty():
             with self._live(videos, frames) as show:
                 yield show
         else:

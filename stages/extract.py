@@ -104,7 +104,7 @@ def run(config: ExtractConfig) -> int:
         _refuse_other_recipe(config, backbone, bank, recipe)
 
     found = _find(config, bank)
-    plan = resuming.plan(found.table, bank, retry_failed=config.retry_failed)
+    plan = resuming.plan(found.table, bank, retry_failed=config.retry_failed, allow_partial=config.allow_partial)
     if bank is not None:
         bank.close()
     probed = probe_videos(plan.todo)
@@ -177,7 +177,7 @@ def _recipe(config: ExtractConfig, backbone: Backbone, precision: str) -> dict[s
 
 
 def _refuse_other_recipe(config: ExtractConfig, backbone: Backbone, bank: banks.Bank, recipe: dict[str, Any]) -> None:
-    if banks.fingerprint_of(recipe) == bank.fingerprint:
+    if banks.fingerprint_of(recipe) == bank.fingerprint or not len(bank):
         return
     old, new = dict(bank.config["recipe"]), dict(recipe)
     if old["weights_sha256"] != new["weights_sha256"]:  # the names say more than the sums
@@ -188,14 +188,13 @@ def _refuse_other_recipe(config: ExtractConfig, backbone: Backbone, bank: banks.
 
 
 @contextmanager
-def _stopping(display: Display) -> Iterator[threading.Event]:
+def _stopping() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; the second interrupts at once."""
     stop = threading.Event()
 
     def ask(signum: int, frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
-        display.line("Stopping: videos in flight are dropped, finished ones sealed.")
         stop.set()
 
     before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
@@ -222,10 +221,19 @@ def _extract(
         progress.videos_sealed += videos
 
     writer = PartWriter(out, encoding.recorded, sealed)
+    told = False
+
+    def watch(done: Progress) -> None:
+        nonlocal told
+        if stop.is_set() and not told:
+            told = True
+            display.line("Stopping: videos in flight are dropped, finished ones sealed.")
+        show(done)
+
     lanes, threads = _lanes(encoding.recorded["compute"]["device"], len(plan.todo))
     whole = encoding.options.sampling == Sampling()
     frames = int(probed["frames_declared"].sum()) if whole and (probed["frames_declared"] > 0).all() else 0
-    with _stopping(display) as stop, display.progress(len(plan.todo), frames) as show:
+    with _stopping() as stop, display.progress(len(plan.todo), frames) as show:
         extract_videos(
             records(plan.todo),
             encoding.options,
@@ -236,7 +244,7 @@ def _extract(
             threads_per_lane=threads,
             stop=stop,
             progress=progress,
-            on_progress=show,
+            on_progress=watch,
         )
     return progress.videos_sealed + progress.failures < len(plan.todo)
 
@@ -249,9 +257,9 @@ def _fold_in(display: Display, config: ExtractConfig, plan: resuming.Plan, inter
 
     with disk_errors(config.out):
         if interrupted or not config.pack:
-            packing.link(config.out, on_wait=waiting)
+            packing.link(config.out, updates=plan.updates, mended=plan.mended, on_wait=waiting)
             return "linked to its parts"
-        return packing.fold_in(config.out, updates=plan.updates, on_wait=waiting)
+        return packing.fold_in(config.out, updates=plan.updates, mended=plan.mended, on_wait=waiting)
 
 
 def _show_found(
@@ -287,6 +295,10 @@ def _show_found(
             f"{probed['duration'].sum() / 3600:.2f} h, {counted(int(known.sum()), 'frame')} as declared"
             + (f" ({counted(silent, 'video')} declare none)" if silent else ""),
         )
+    if plan.gone:
+        display.field("Gone", f"{counted(len(plan.gone), 'file')}, e.g. {plan.gone[0]}: what is banked of them stays")
+    if plan.doubled:
+        display.field("Note", f"files banked already under other ids: {len(plan.doubled)}, e.g. {plan.doubled[0]}")
     if plan.changed:
         display.field(
             "Changed", f"{counted(len(plan.changed), 'video')} since banked, e.g. {plan.changed[0]}: banked again"
@@ -349,11 +361,7 @@ def _show_result(
     )
     display.field("Skipped", f"{counted(len(plan.done), 'video')} done before")
     if len(plan.updates):
-        what = f"label, split, group or source of {counted(len(plan.updates), 'video')}"
-        if folded == "packed":
-            display.field("Updated", what)
-        else:
-            display.field("Note", f"newer {what} not written: that takes packing, so run to the end without --no-pack")
+        display.field("Updated", f"label, split, group or source of {counted(len(plan.updates), 'video')}")
     found = failures[failures["id"].isin({*plan.todo["id"], *plan.failed["id"]})]
     if len(found):
         display.field("Failed", counted(len(found), "video"))

@@ -230,7 +230,7 @@ def test_extra_manifest_columns_are_kept(path: Path) -> None:
         packing.pack(path)
 
 
-@pytest.mark.parametrize("step", ["seal", "stream", "pack"])
+@pytest.mark.parametrize("step", ["seal", "many", "stream", "pack"])
 def test_a_full_disk_is_one_clear_error_and_the_bank_still_opens(path: Path, step: str) -> None:
     fill(path, {"before": 100})
     script = f"""
@@ -245,6 +245,8 @@ with sealing.disk_errors(Path({str(path)!r})):
         fill(Path({str(path)!r}), {{"small": 4000}})
         fill(Path({str(path)!r}), {{"too": 4000}})
         packing.pack(Path({str(path)!r}))
+    elif {step!r} == "many":
+        fill(Path({str(path)!r}), dict.fromkeys(map(str, range(3000)), 1))
     else:
         fill(Path({str(path)!r}), {{"too": 40000}})
 """

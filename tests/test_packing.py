@@ -93,11 +93,16 @@ def test_the_end_of_a_run_packs_big_parts_and_links_small_ones(path: Path, monke
     assert packing.fold_in(path, updates=None) == ""
     hold_everything(path, {"a": 3000, "b": 3})
     updates = pd.DataFrame({"id": ["b"], "label": ["new"], "person": ["Ada"]})
-    assert packing.fold_in(path, updates=updates) == "packed"
-    with Bank(path) as bank:
-        assert bank.catalog.set_index("id").loc["b", ["label", "person"]].tolist() == ["new", "Ada"]
-        assert bank.file_of("b")["videos/b"].attrs["label"] == "new"
-        assert bank.catalog.set_index("id").loc["a", "person"] == ""
+    assert packing.fold_in(path, updates=updates) == "linked"
+    fill(path, {"c": 1})
+    packing.link(path)
+    for _ in range(2):
+        with Bank(path) as bank:
+            assert bank.catalog.set_index("id").loc["b", ["label", "person"]].tolist() == ["new", "Ada"]
+            assert bank.catalog.set_index("id").loc["a", "person"] == ""
+        with h5py.File(path) as file:
+            assert file["videos/b"].attrs["label"] == "new"
+        packing.pack(path)
 
 
 def test_without_room_for_a_copy_the_parts_are_linked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
