@@ -14,7 +14,6 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import features as hdf5
-from pipeline import packing
 from pipeline.ids import RESERVED_SEGMENTS
 from pipeline.preprocessing import choose_preset
 from pipeline.samples import make_samples
@@ -50,27 +49,26 @@ def option_names(command: click.Command) -> set[str]:
     return {name for option in options for name in (*option.opts, *option.secondary_opts)}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bank_the_clips(folder: Path, *options: str) -> Path:
     """A working folder with the bank that the examples read: `data/samples.h5`, of four of the demo's clips."""
-    folder = tmp_path_factory.mktemp("docs")
     clips, bank = folder / "data" / "samples", folder / "data" / "samples.h5"
     make_samples(clips, clips_per_class=1)
-    settings = ["--backbone", "squeezenet1_1", "--weights", "random", "--image-size", "64", "--quiet"]
+    settings = ["--backbone", "squeezenet1_1", "--weights", "random", "--image-size", "64", "--quiet", *options]
     result = CliRunner().invoke(main, ["extract", str(clips), "--out", str(bank), *settings])
     assert result.exit_code == 0, result.output
-    packing.pack(bank)
     return folder
 
 
 @pytest.fixture(scope="module")
-def linked_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a bank that is one file."""
+    return bank_the_clips(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(scope="module")
+def linked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a bank that links to its parts."""
-    linked = tmp_path_factory.mktemp("linked")
-    (linked / "data").mkdir()
-    shutil.copy(folder / "data" / "samples.h5", linked / "data")
-    packing.link(linked / "data" / "samples.h5")
-    return linked
+    return bank_the_clips(tmp_path_factory.mktemp("linked"), "--no-pack")
 
 
 @pytest.fixture(params=["packed", "linked"])
@@ -141,8 +139,11 @@ def test_the_schema_lists_the_attributes_and_datasets_as_they_are(place: Path) -
     described = set(table_after(SCHEMA, "Attributes of the file"))
     packed = not (place / "data" / "samples.h5.parts").exists()
     with h5py.File(place / "data" / "samples.h5") as file:
-        assert set(file.attrs) == described - ({"parts"} if packed else set())
-        assert set(file) == {"videos", "catalog", "failures"}
+        assert set(file.attrs) == described
+        assert set(file) == {"videos", "catalog", "failures", "parts"}
+        assert set(file["parts"]) == ({"absorbed"} if packed else {"links"})
+        assert "`/parts/links`" in SCHEMA
+        assert "`/parts/absorbed`" in SCHEMA
         config = json.loads(file.attrs["config"])
         for name in (*config, *config["recipe"]):
             assert f"`{name}`" in SCHEMA
