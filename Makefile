@@ -68,6 +68,7 @@ clean: ## remove caches and install stamps; .venv/ itself and data/ stay
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "framebank needs Python 3.11 or newer, and $(PYTHON) is not: name one, as in make PYTHON=python3.12" >&2; \
 		exit 1; }
+	@echo "Installing PyTorch and the rest into .venv/ (some GB, once)"
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@

@@ -231,6 +231,9 @@ class Bank(Mapping[str, np.ndarray]):
         later = [row["when"] > banked.get(row["id"], "") for row in hdf5.records(failures)]
         self.failures = failures[np.array(later, dtype=bool)].reset_index(drop=True)
 
+    def __repr__(self) -> str:
+        return f"Bank({str(self.path)!r}, {len(self)} videos)"
+
     def __enter__(self) -> Self:
         return self
 

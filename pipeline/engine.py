@@ -44,8 +44,9 @@ class Progress:
     """What a run has done so far; a video counts once it is sealed."""
 
     videos_sealed: int = 0
+    rows_sealed: int = 0
     failures: int = 0
-    frames: int = 0
+    frames: int = 0  # embedded, those of videos that failed or were dropped later among them
     partial: int = 0
 
 

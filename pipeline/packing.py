@@ -52,7 +52,8 @@ def _write_one_file(
     small = sum(bank.nbytes for bank, _ in banks) < PACK_BYTES
     with replacing(path) as temporary:
         with hdf5.Output(temporary, in_memory=small) as output:
-            hdf5.begin(output.file, first.config, first.fingerprint, first.created)
+            data = "; ".join(dict.fromkeys(bank.config["data"] for bank, _ in banks))
+            hdf5.begin(output.file, {**first.config, "data": data}, first.fingerprint, first.created)
             for bank, rows in banks:
                 for row in hdf5.records(rows.sort_values("id")):
                     try:
@@ -191,9 +192,13 @@ def fold_in(
     *,
     updates: pd.DataFrame | None = None,
     mended: Collection[str] = (),
+    in_a_hurry: bool = False,
     on_wait: Callable[[str], None] | None = None,
 ) -> str:
     """End a run: pack when the parts are big enough, otherwise link. Arguments are those of `pack`.
+
+    Args:
+        in_a_hurry: pack only what takes no time.
 
     Returns:
         "packed", "linked", "linked: <why it could not be packed>", or "" when all was in order.
@@ -206,7 +211,8 @@ def fold_in(
     news = bool(mended) or (updates is not None and len(updates) > 0)
     if not parts and not news:
         return ""
-    if rest > PACK_FRACTION * total_size(base) or rest + total_size(base) < PACK_BYTES:
+    big = rest > PACK_FRACTION * total_size(base) and not in_a_hurry
+    if big or rest + total_size(base) < PACK_BYTES:
         try:
             pack(path, updates=updates, mended=mended, on_wait=on_wait)
             return "packed"

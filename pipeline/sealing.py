@@ -137,10 +137,10 @@ class PartWriter:
     Args:
         path: the bank.
         config: what made the embeddings; `config["recipe"]["store"]` is the dtype.
-        on_sealed: called with (videos, failures) after each sealed part.
+        on_sealed: called with the numbers of videos, failures and rows of each sealed part.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], on_sealed: Callable[[int, int], None]) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], on_sealed: Callable[[int, int, int], None]) -> None:
         self.path = path
         self.config = dict(config)
         self.fingerprint = fingerprint_of(config["recipe"])
@@ -211,4 +211,4 @@ class PartWriter:
         output.close()
         seal(temporary, parts_folder(self.path) / unique_name("part"))
         with self.lock:
-            self._on_sealed(len(rows), len(failures))
+            self._on_sealed(len(rows), len(failures), sum(row["rows"] for row in rows))

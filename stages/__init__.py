@@ -8,4 +8,5 @@ demo      make demo      nothing                      data/samples/, data/sample
 
 cli       the command `framebank`: options in, one call of a stage, exit status out; the only file that imports click
 console   what the person at the terminal sees while a stage runs
+summary   what extract says before it begins and at its end
 """

@@ -60,14 +60,14 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="framebank", message="framebank %(version)s")
 def main() -> None:
-    """Bank CNN embeddings of every video frame once, in HDF5; then train on them in seconds.
+    """Bank the CNN embeddings of every video frame, once, in one HDF5 file.
 
     \b
     framebank extract my_videos --out bank.h5    run the CNN over all frames, once
     framebank describe bank.h5                   look at what is in the bank
 
     Exit status: 0 all done, 1 verification failed, 2 could not run as asked, 3 finished with videos
-    that could not be banked (they are in the ledger), 130 interrupted (run it again to go on).
+    that could not be banked (the bank lists them as failures), 130 interrupted (run it again to go on).
     """
 
 
@@ -104,7 +104,7 @@ _WHAT = _options(
         metavar="LEVEL|REGEX|none",
         help=(
             "Class label from a folder level (1 is the first below DATA, -1 the one above the file) "
-            "or a regular expression on the path.  [default: 1]"
+            "or a regular expression on the path below DATA, suffix included.  [default: 1]"
         ),
     ),
     click.option(
@@ -123,6 +123,7 @@ _WHAT = _options(
     click.option(
         "--image-fps",
         type=click.FloatRange(min=0, min_open=True),
+        metavar="N",
         help="Frame rate of folders of images, which have no clock of their own.",
     ),
 )
@@ -145,6 +146,7 @@ _BACKBONE = _options(
     click.option(
         "--image-size",
         type=click.IntRange(min=1),
+        metavar="N",
         help="Side of the square image the model sees.  [default: the preset's]",
     ),
     click.option(
@@ -166,13 +168,17 @@ _BACKBONE = _options(
     ),
 )
 _FRAMES = _options(
-    click.option("--stride", type=click.IntRange(min=1), help="Take every N-th frame.  [default: every frame]"),
+    click.option(
+        "--stride", type=click.IntRange(min=1), metavar="N", help="Take every N-th frame.  [default: every frame]"
+    ),
     click.option(
         "--fps",
         type=click.FloatRange(min=0, min_open=True),
         help="Take so many frames per second, by their real times.",
     ),
-    click.option("--frames", type=click.IntRange(min=1), help="Take so many frames per video, evenly spread."),
+    click.option(
+        "--frames", type=click.IntRange(min=1), metavar="N", help="Take so many frames per video, evenly spread."
+    ),
     click.option("--allow-partial", is_flag=True, help="Bank what decodes of broken videos, marked as partial."),
 )
 _RUN = _options(
@@ -199,7 +205,7 @@ _RUN = _options(
         metavar="N|auto",
         help="Frames per forward.",
     ),
-    click.option("--retry-failed", is_flag=True, help="Try the videos in the ledger again."),
+    click.option("--retry-failed", is_flag=True, help="Try the videos that failed before again."),
     click.option(
         "--pack/--no-pack",
         default=True,
@@ -231,7 +237,7 @@ def extract(stride: int | None, fps: float | None, frames: int | None, **options
     group, start, end, fps, crop_x, crop_y, crop_w, crop_h and columns of your own), or one file.
 
     Run it again after an interruption, or after adding videos: it does what is missing. A video that cannot be read
-    goes into the bank's ledger with the reason, the others go on, and the exit status is 3.
+    becomes a failure in the bank with its reason, the others go on, and the exit status is 3.
     """
     from pipeline.sampling import Sampling
     from stages.extract import ExtractConfig, run
@@ -246,7 +252,7 @@ def extract(stride: int | None, fps: float | None, frames: int | None, **options
 @click.argument("bank", type=_BANK)
 @click.argument("video", metavar="[ID]", required=False)
 @click.option("--csv", "as_csv", is_flag=True, help="Write the catalog as CSV, one row per video.")
-@click.option("--failures", is_flag=True, help="Write the ledger as CSV: what could not be banked, and why.")
+@click.option("--failures", is_flag=True, help="Write the failures as CSV: what could not be banked, and why.")
 @click.option(
     "--verify",
     is_flag=True,
@@ -293,7 +299,7 @@ def merge(banks: tuple[Path, ...], out: Path) -> None:
 @click.argument("bank", type=_BANK)
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 def remove(bank: Path, ids: tuple[str, ...]) -> None:
-    """Remove every video ID from BANK and from its ledger. The bank is rewritten, so its space is free at once."""
+    """Remove every video ID from BANK and from its failures. The bank is rewritten, so its space is free at once."""
     from stages import keep
 
     keep.remove(bank, ids)

@@ -54,6 +54,16 @@ def input_words(preprocessing: Mapping[str, Any]) -> str:
     return f"{'padded' if fit == 'pad' else 'squashed'} to {size}×{size} ({how})"
 
 
+def sampling_words(sampling: Mapping[str, Any]) -> str:
+    """Which frames are taken: "every frame", "one in 5", "2 per second", "8 per video, evenly spread"."""
+    if sampling.get("fps"):
+        return f"{sampling['fps']:g} per second"
+    if sampling.get("frames"):
+        return f"{sampling['frames']} per video, evenly spread"
+    stride = sampling.get("stride", 1)
+    return "every frame" if stride == 1 else f"one in {stride}"
+
+
 @dataclass
 class Display:
     """Lines and progress of one command; `quiet` leaves only what went wrong."""

@@ -1,5 +1,6 @@
 """Looking into a bank: overview, one video, the catalog as CSV, and verification of every byte."""
 
+import difflib
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pandas as pd
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.videos import label_order
-from stages.console import Display, counted, input_words, megabytes, plain_time
+from stages.console import Display, counted, input_words, megabytes, plain_time, sampling_words
 
 _SHOWN_CLASSES = 30
 
@@ -28,8 +29,7 @@ def overview(path: Path) -> None:
         display.field("Backbone", f"{recipe['backbone']}, layer {recipe['layer']}")
         display.field("Weights", f"{bank.config['weights']} (sha256 {recipe['weights_sha256'][:12]}…)")
         display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {bank.config['preset']}")
-        taken = ", ".join(f"{key} {value}" for key, value in recipe["sampling"].items())
-        display.field("Frames", "every frame" if taken == "stride 1" else taken)
+        display.field("Frames", sampling_words(recipe["sampling"]))
         if recipe["crop"]:
             display.field("Crop", recipe["crop"])
         compute = bank.config["compute"]
@@ -55,6 +55,8 @@ def _lengths(catalog: pd.DataFrame) -> str:
         return "empty"
     lengths = catalog["rows"]
     span = f"{lengths.min():,} to {lengths.max():,} rows a video, median {lengths.median():,.0f}"
+    if lengths.min() == lengths.max():
+        span = f"{lengths.min():,} each"
     seconds = catalog["duration"].sum()
     return f"{span} · {plain_time(seconds)} of video" if seconds > 0 else span
 
@@ -90,7 +92,7 @@ def one_video(path: Path, video_id: str) -> None:
             failure = bank.failures.loc[bank.failures["id"] == video_id, "reason"]
             if len(failure):
                 raise UserError(f"{video_id!r} could not be banked: {failure.iloc[0]}")
-            raise UserError(f"{path} has no video {video_id!r}; `framebank describe {path} --csv` lists the ids.")
+            raise UserError(f"{path} has no video {video_id!r}{_near(video_id, bank)}; --csv lists the ids.")
         row = bank.catalog.set_index("id").loc[video_id]
         features = bank[video_id].astype(np.float32)
         seconds = bank.timestamps(video_id)
@@ -109,6 +111,12 @@ def one_video(path: Path, video_id: str) -> None:
         steps = np.linalg.norm(np.diff(features.reshape(len(features), -1), axis=0), axis=1)
         change = f"; change from row to row {steps.mean():.4g} on average" if len(steps) else ""
         display.field("Norm", f"{norms.mean():.4g} on average{change}")
+
+
+def _near(video_id: str, bank: Bank) -> str:
+    """ " (did you mean a/x?)": ids that end alike, else similar ones."""
+    near = [known for known in bank if known.endswith(f"/{video_id}")] or difflib.get_close_matches(video_id, bank)
+    return f" (did you mean {', or '.join(near[:3])}?)" if near else ""
 
 
 def catalog_csv(path: Path) -> None:

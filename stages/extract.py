@@ -20,16 +20,15 @@ from pipeline.encoder import Encode, choose_batch_size, choose_device, choose_pr
 from pipeline.engine import Progress, ReadOptions, extract_videos
 from pipeline.errors import UserError
 from pipeline.features import records
-from pipeline.preprocessing import presets
 from pipeline.sampling import Sampling
 from pipeline.sealing import PartWriter, disk_errors
 from pipeline.sources import source_text
-from pipeline.videos import Found, find_videos, label_order, probe_videos
-from stages.console import Display, counted, input_words, megabytes, plain_time
+from pipeline.videos import Found, find_videos, probe_videos
+from stages import summary
+from stages.console import Display, megabytes, plain_time, sampling_words
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
 _ESTIMATE_VIDEOS = 3
-_SHOWN_FAILURES = 10
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,11 @@ def run(config: ExtractConfig) -> int:
     """
     started = time.monotonic()
     display = Display(quiet=config.quiet)
-    if not config.data.exists():
-        raise UserError(f"There is nothing at {config.data}; give a folder of videos, a CSV manifest or one video.")
     bank = banks.Bank(config.out) if config.out.exists() or banks.sealed_parts(config.out) else None
     banked = bank.config if bank else {"recipe": {}, "compute": None}
+    found = _find(config, bank)
+    summary.show_found(display, config.data, found)
+
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device, banked["recipe"].get("precision"))
     backbone = load_backbone(
@@ -102,14 +102,13 @@ def run(config: ExtractConfig) -> int:
     recipe = _recipe(config, backbone, precision)
     if bank is not None:
         _refuse_other_recipe(config, backbone, bank, recipe)
-
-    found = _find(config, bank)
     plan = resuming.plan(found.table, bank, retry_failed=config.retry_failed, allow_partial=config.allow_partial)
     if bank is not None:
         bank.close()
     probed = probe_videos(plan.todo)
-    _show_found(display, config, found, plan, probed)
-    _show_backbone(display, config, backbone, device.type, precision)
+    summary.show_plan(display, plan, probed)
+    if len(plan.todo):
+        summary.show_recipe(display, backbone, recipe, device.type, preset_named=config.preset is not None)
 
     progress, interrupted = Progress(), False
     if len(plan.todo):
@@ -125,16 +124,15 @@ def run(config: ExtractConfig) -> int:
         options = ReadOptions(config.sampling, backbone.preprocessing, config.allow_partial)
         encoding = Encoding(encode, batch_size, options, recorded)
         if config.dry_run:
-            _show_estimate(display, config, plan, probed, encoding)
+            _estimate(display, plan, probed, encoding)
             return OK
         with disk_errors(config.out):
             banks.create(config.out, recorded)
         interrupted = _extract(display, config.out, plan, probed, encoding, progress)
     elif config.dry_run:
-        display.line("Nothing to do.")
         return OK
     folded = _fold_in(display, config, plan, interrupted)
-    _show_result(display, config, plan, progress, folded, time.monotonic() - started)
+    summary.show_result(display, config.out, plan, progress, folded, time.monotonic() - started)
     if interrupted:
         return INTERRUPTED
     return FAILURES if progress.failures or len(plan.failed) else OK
@@ -180,6 +178,11 @@ def _refuse_other_recipe(config: ExtractConfig, backbone: Backbone, bank: banks.
     if banks.fingerprint_of(recipe) == bank.fingerprint or not len(bank):
         return
     old, new = dict(bank.config["recipe"]), dict(recipe)
+    for side in (old, new):
+        side["frames taken"] = sampling_words(side.pop("sampling"))
+        side["crop"] = side["crop"] or "none"
+    if bank.config["weights"] == backbone.weights and old["layer"] != new["layer"]:
+        old["weights_sha256"] = new["weights_sha256"]  # of the tensors up to the layer: it says nothing new
     if old["weights_sha256"] != new["weights_sha256"]:  # the names say more than the sums
         old["weights_sha256"] = f"{old['weights_sha256'][:12]}, {bank.config['weights']}"
         new["weights_sha256"] = f"{new['weights_sha256'][:12]}, {backbone.weights}"
@@ -217,8 +220,9 @@ def _extract(
 ) -> bool:
     """Run the engine over what is to do. Returns whether it was interrupted."""
 
-    def sealed(videos: int, failures: int) -> None:
+    def sealed(videos: int, failures: int, rows: int) -> None:
         progress.videos_sealed += videos
+        progress.rows_sealed += rows
 
     writer = PartWriter(out, encoding.recorded, sealed)
     told = False
@@ -256,72 +260,14 @@ def _fold_in(display: Display, config: ExtractConfig, plan: resuming.Plan, inter
         display.line(f"Waiting for {holder}, which is packing this bank.")
 
     with disk_errors(config.out):
-        if interrupted or not config.pack:
-            packing.link(config.out, updates=plan.updates, mended=plan.mended, on_wait=waiting)
-            return "linked to its parts"
-        return packing.fold_in(config.out, updates=plan.updates, mended=plan.mended, on_wait=waiting)
+        news: dict[str, Any] = {"updates": plan.updates, "mended": plan.mended, "on_wait": waiting}
+        if config.pack:
+            return packing.fold_in(config.out, **news, in_a_hurry=interrupted)
+        packing.link(config.out, **news)
+        return "linked"
 
 
-def _show_found(
-    display: Display, config: ExtractConfig, found: Found, plan: resuming.Plan, probed: pd.DataFrame
-) -> None:
-    table = found.table
-    display.field("Found", f"{counted(len(table), 'video')} in {config.data} ({found.origin})")
-    labels = table["label"].value_counts()
-    classes = [f"{label} {labels[label]:,}" for label in label_order(list(labels.index))]
-    if classes:
-        shown = ", ".join(classes[:8]) + (f", and {len(classes) - 8} more" if len(classes) > 8 else "")
-        groups = table.loc[table["group"] != "", "group"].nunique()
-        display.field("Classes", f"{len(classes)}: {shown}" + (f" · {counted(groups, 'group')}" if groups else ""))
-    unlabelled = int(labels.get("", 0))
-    if unlabelled:
-        display.field("Unlabelled", counted(unlabelled, "video"))
-    if found.ignored:
-        kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(found.ignored.items()))
-        total = sum(found.ignored.values())
-        display.field("Ignored", f"{counted(total, 'file')} ({kinds}); --all-files tries every file")
-    for note in found.notes:
-        display.field("Note", note)
-    display.field(
-        "To do",
-        f"{counted(len(plan.todo), 'video')} · {counted(len(plan.done), 'video')} done before"
-        + (f" · {len(plan.failed)} failed before (--retry-failed tries them again)" if len(plan.failed) else ""),
-    )
-    if len(plan.todo):
-        known = probed["frames_declared"].clip(lower=0)
-        silent = int((known == 0).sum())
-        display.field(
-            "",
-            f"{probed['duration'].sum() / 3600:.2f} h, {counted(int(known.sum()), 'frame')} as declared"
-            + (f" ({counted(silent, 'video')} declare none)" if silent else ""),
-        )
-    if plan.gone:
-        display.field("Gone", f"{counted(len(plan.gone), 'file')}, e.g. {plan.gone[0]}: what is banked of them stays")
-    if plan.doubled:
-        display.field("Note", f"files banked already under other ids: {len(plan.doubled)}, e.g. {plan.doubled[0]}")
-    if plan.changed:
-        display.field(
-            "Changed", f"{counted(len(plan.changed), 'video')} since banked, e.g. {plan.changed[0]}: banked again"
-        )
-
-
-def _show_backbone(display: Display, config: ExtractConfig, backbone: Backbone, device: str, precision: str) -> None:
-    shape = "×".join(map(str, backbone.feature_shape))
-    display.field("Backbone", f"{backbone.name}, layer {backbone.layer} ({shape}), {backbone.weights}")
-    if backbone.weights.startswith("random"):
-        display.field("", "WARNING: random weights. The embeddings carry no knowledge of images.")
-    several = (
-        config.preset is None and backbone.weights.startswith("file:") and len(set(presets(backbone.name).values())) > 1
-    )
-    preset = backbone.preprocessing.preset
-    assumed = f"; {preset} is assumed, --preset says which goes with this file" if several else ""
-    display.field("Input", input_words(backbone.preprocessing.describe()) + assumed)
-    display.field("Computing", f"{precision} on {device}, stored as {config.store}")
-
-
-def _show_estimate(
-    display: Display, config: ExtractConfig, plan: resuming.Plan, probed: pd.DataFrame, encoding: Encoding
-) -> None:
+def _estimate(display: Display, plan: resuming.Plan, probed: pd.DataFrame, encoding: Encoding) -> None:
     """Really bank two or three videos of different lengths in a temporary folder, and scale up."""
     order = probed["duration"].fillna(0).sort_values(kind="stable").index
     places = sorted({0, len(order) // 2, len(order) - 1})[:_ESTIMATE_VIDEOS]
@@ -335,8 +281,12 @@ def _show_estimate(
         _extract(Display(quiet=True), out, trial, probed.loc[sample.index], encoding, progress)
         seconds = time.monotonic() - begun
         size = sum(part.stat().st_size for part in banks.sealed_parts(out))
+        with banks.Bank(out) as bank:
+            reasons = [f"{row['id']}: {row['reason']}" for row in records(bank.failures)]
     if not progress.frames:
-        display.line(f"None of the {len(sample)} videos tried could be read, so there is no estimate.")
+        display.line(f"None of the {len(sample)} videos tried could be read, so there is no estimate:")
+        for reason in reasons:
+            display.line(f"  {reason}")
         return
     seconds_of_video = probed.loc[sample.index, "duration"].sum()
     share = probed["duration"].sum() / seconds_of_video if seconds_of_video > 0 else len(plan.todo) / len(sample)
@@ -345,33 +295,3 @@ def _show_estimate(
         f"{plain_time(seconds * share)} and {megabytes(size * share)}, from {len(sample)} videos "
         f"({progress.frames / seconds:.0f} frames/s); nothing was banked",
     )
-
-
-def _show_result(
-    display: Display, config: ExtractConfig, plan: resuming.Plan, progress: Progress, folded: str, seconds: float
-) -> None:
-    with banks.Bank(config.out) as bank:
-        failures = bank.failures
-        size, rows = bank.nbytes, int(bank.catalog["rows"].sum())
-    rate = progress.frames / seconds
-    display.field(
-        "Banked",
-        f"{counted(progress.videos_sealed, 'video')} · {counted(progress.frames, 'frame')} in {plain_time(seconds)}"
-        f" ({rate:.0f} frames/s)" + (f" · {progress.partial} only in part" if progress.partial else ""),
-    )
-    display.field("Skipped", f"{counted(len(plan.done), 'video')} done before")
-    if len(plan.updates):
-        display.field("Updated", f"label, split, group or source of {counted(len(plan.updates), 'video')}")
-    found = failures[failures["id"].isin({*plan.todo["id"], *plan.failed["id"]})]
-    if len(found):
-        display.field("Failed", counted(len(found), "video"))
-        for row in found.head(_SHOWN_FAILURES).itertuples():
-            display.line(f"  {row.id}: {row.reason}")
-        if len(found) > _SHOWN_FAILURES:
-            display.line(f"  … and {len(found) - _SHOWN_FAILURES} more: framebank describe {config.out} --failures")
-    display.field(
-        "Bank", f"{config.out}: {counted(rows, 'row')}, {megabytes(size)}" + (f", {folded}" if folded else "")
-    )
-    left = len(plan.todo) - progress.videos_sealed - progress.failures
-    if left:
-        display.line(f"Interrupted with {counted(left, 'video')} to go; run the same command again to go on.")

@@ -60,7 +60,7 @@ def fill(path: Path, lengths: dict[str, int], *, failures: dict[str, str] | None
     """Seal one part with a video per entry (id: number of rows) beside the bank, which is made if need be."""
     made = config(**changes)
     banks.create(path, made)
-    writer = PartWriter(path, made, lambda videos, failed: None)
+    writer = PartWriter(path, made, lambda *_: None)
     for video_id, rows in lengths.items():
         sink = writer.open(row(video_id))
         if rows:

@@ -108,7 +108,7 @@ def test_a_long_video_streams_to_a_part_of_its_own_in_bounded_memory(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sealing, "STREAM_BYTES", 1000)
-    sealed: list[tuple[int, int]] = []
+    sealed: list[tuple[int, ...]] = []
     banks.create(path, config())
     writer = PartWriter(path, config(), lambda *counts: sealed.append(counts))
     sink = writer.open(row("long"))
@@ -118,7 +118,7 @@ def test_a_long_video_streams_to_a_part_of_its_own_in_bounded_memory(
         sink.append(piece, np.arange(start, start + len(piece)) / 10, np.arange(start, start + len(piece)))
         assert sum(rows[0].nbytes for rows in sink._pieces) <= 1000 + 7 * 16
     sink.finish({"frames_decoded": 1000})
-    assert sealed == [(1, 0)]
+    assert sealed == [(1, 0, 1000)]
     for _ in range(2):
         with Bank(path) as bank:
             np.testing.assert_array_equal(bank["long"], expected.astype(np.float16))

@@ -61,7 +61,7 @@ def test_a_second_run_does_nothing(data: Path, out: Path, forwards: list[int], m
     monkeypatch.setattr("pipeline.engine.read_frames", lambda *_: pytest.fail("decoded again"))
     result = extract(data, out)
     assert result.exit_code == 0
-    assert said(result, "Skipped") == "6 videos done before"
+    assert said(result, "To do") == "nothing · 6 videos done before"
     assert forwards == []
     assert (out.read_bytes(), out.stat().st_mtime_ns) == (before, state)
 
@@ -81,14 +81,14 @@ def test_added_videos_are_banked_and_nothing_is_renamed(data: Path, out: Path) -
 @pytest.mark.parametrize(
     ("changes", "differing"),
     [
-        (["--stride", "2"], "sampling.stride is 1 (banked) and 2 (now)"),
+        (["--stride", "2"], "frames taken is every frame (banked) and one in 2 (now)"),
         (["--image-size", "64"], "preprocessing.crop is 48 (banked) and 64 (now)"),
         (["--fit", "squash"], "preprocessing.fit is crop (banked) and squash (now)"),
         (["--layer", "features.3"], "layer is features.12.cat:mean (banked) and features.3 (now)"),
         (["--seed", "1"], "random (seed 0) (banked)"),
         (["--store", "float32"], "store is float16 (banked) and float32 (now)"),
         (["--precision", "bf16"], "precision is fp32 (banked) and bf16 (now)"),
-        (["--crop", "0,0,32,32"], "crop is  (banked) and 0,0,32,32 (now)"),
+        (["--crop", "0,0,32,32"], "crop is none (banked) and 0,0,32,32 (now)"),
         (["--backbone", "squeezenet1_0"], "backbone is squeezenet1_1 (banked) and squeezenet1_0 (now)"),
     ],
 )
@@ -128,7 +128,7 @@ def test_broken_videos_stand_in_the_ledger_and_can_be_retried(data: Path, out: P
     again = extract(data, out)
     assert again.exit_code == 3
     assert "1 failed before" in said(again, "To do")
-    assert said(again, "Failed") == "1 video"
+    assert said(again, "Failed") == "1 video before"
     shutil.copy(data / "class1" / "clip1.mp4", broken)  # mended: another size, so it is tried without being asked
     assert extract(data, out).exit_code == 0
     with Bank(out) as bank:
@@ -172,7 +172,7 @@ def test_moved_data_is_recognised(data: Path, out: Path, forwards: list[int]) ->
     moved = data.rename(data.with_name("moved"))
     forwards.clear()
     result = extract(moved, out)
-    assert said(result, "Updated").endswith("6 videos")
+    assert said(result, "Updated") == "source of 6 videos"
     assert forwards == []
     with Bank(out) as bank:
         assert bank.catalog["source"].str.startswith(str(moved)).all()
@@ -195,7 +195,7 @@ def test_new_labels_reach_the_bank_without_a_forward(data: Path, out: Path, forw
     forwards.clear()
     result = extract(data, out)
     assert result.exit_code == 0
-    assert said(result, "Updated").endswith("6 videos")
+    assert said(result, "Updated") == "label, split, group, camera of 6 videos"
     assert forwards == []
     with Bank(out) as bank:
         row = bank.catalog.set_index("id").loc["class0/clip4"]
@@ -257,7 +257,7 @@ def test_a_dry_run_writes_nothing_and_estimates(data: Path, out: Path) -> None:
     assert "nothing was banked" in said(result, "Estimate")
     assert list(out.parent.iterdir()) == [data]
     extract(data, out)
-    assert "Nothing to do." in extract(data, out, "--dry-run").stdout
+    assert said(extract(data, out, "--dry-run"), "To do") == "nothing · 6 videos done before"
 
 
 def test_quiet_is_quiet(data: Path, out: Path) -> None:

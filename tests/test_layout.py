@@ -23,7 +23,7 @@ ONLY_IN = {  # an outside world -> the files that may know it
     "click": {"stages/cli.py"},
 }
 PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/demo.py"}
-SHARED_BY_STAGES = {"stages.console"}
+SHARED_BY_STAGES = {"stages.console", "stages.summary"}
 
 
 def name(path: Path) -> str:

@@ -1,0 +1,128 @@
+"""What `framebank extract` says: what was found, how it will be embedded, and at the end what came of it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.backbone import Backbone
+from pipeline.bank import Bank
+from pipeline.engine import Progress
+from pipeline.features import CATALOG, records
+from pipeline.preprocessing import presets
+from pipeline.resuming import Plan
+from pipeline.videos import COLUMNS, Found, label_order
+from stages.console import Display, counted, input_words, megabytes, plain_time, sampling_words
+
+_SHOWN_CLASSES = 8
+_SHOWN_FAILURES = 10
+
+
+def show_found(display: Display, data: Path, found: Found) -> None:
+    """Videos, classes, groups, files passed over."""
+    table = found.table
+    display.field("Found", f"{counted(len(table), 'video')} in {data} ({found.origin})")
+    labels = table["label"].value_counts()
+    classes = [f"{label} {labels[label]:,}" for label in label_order(list(labels.index))]
+    if classes:
+        more = f", and {len(classes) - _SHOWN_CLASSES} more" if len(classes) > _SHOWN_CLASSES else ""
+        display.field("Classes", f"{len(classes)}: {', '.join(classes[:_SHOWN_CLASSES])}{more}")
+    if labels.get("", 0):
+        display.field("Unlabelled", counted(int(labels[""]), "video"))
+    if (table["group"] != "").any():
+        none = int((table["group"] == "").sum())
+        groups = counted(table.loc[table["group"] != "", "group"].nunique(), "group")
+        display.field("Groups", groups + (f" ({counted(none, 'video')} in none)" if none else ""))
+    if found.ignored:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(found.ignored.items()))
+        total = sum(found.ignored.values())
+        display.field("Ignored", f"{counted(total, 'file')} ({kinds}); --all-files tries every file")
+    extra = [name for name in table.columns if name not in COLUMNS and name not in CATALOG]
+    if extra:
+        display.field("Columns", f"{', '.join(extra)} kept as they are")
+    outside = table.loc[table["id"].str.startswith("%2E%2E/"), "id"]
+    if len(outside):
+        what = counted(len(outside), "file")
+        display.field("Note", f"{what} outside the manifest's folder, e.g. {outside.iloc[0]}; a column id names them")
+    for note in found.notes:
+        display.field("Note", note)
+
+
+def show_plan(display: Display, plan: Plan, probed: pd.DataFrame) -> None:
+    """What is to do, and what will not be done again."""
+    before = f"{counted(len(plan.done), 'video')} done before"
+    if len(plan.failed):
+        before += f" · {len(plan.failed)} failed before (--retry-failed tries them again)"
+    display.field("To do", f"{counted(len(plan.todo), 'video') if len(plan.todo) else 'nothing'} · {before}")
+    if len(plan.todo):
+        known = probed["frames_declared"].clip(lower=0)
+        silent = int((known == 0).sum())
+        unsaid = f" ({silent:,} of the videos do not say)" if silent else ""
+        length = plain_time(probed["duration"].sum())
+        display.field("", f"{length} of video, {counted(int(known.sum()), 'frame')} as declared{unsaid}")
+    unreadable = probed[probed["problem"] != ""]
+    if len(unreadable):
+        first = unreadable.index[0]
+        example = f"{plan.todo.loc[first, 'id']}: {unreadable.loc[first, 'problem']}"
+        display.field("Unreadable", f"{counted(len(unreadable), 'video')} by the header, e.g. {example}")
+    if plan.gone:
+        display.field("Gone", f"{counted(len(plan.gone), 'file')}, e.g. {plan.gone[0]}: what is banked of them stays")
+    if plan.doubled:
+        display.field("Note", f"files banked already under other ids: {len(plan.doubled)}, e.g. {plan.doubled[0]}")
+    if plan.changed:
+        what = counted(len(plan.changed), "video")
+        display.field("Changed", f"{what} since banked, e.g. {plan.changed[0]}: banked again")
+
+
+def show_recipe(
+    display: Display, backbone: Backbone, recipe: dict[str, Any], device: str, *, preset_named: bool
+) -> None:
+    """Backbone, weights, input, frames and precision; loudly where they carry no knowledge or were assumed."""
+    shape = "×".join(map(str, backbone.feature_shape))
+    display.field("Backbone", f"{backbone.name}, layer {backbone.layer} ({shape}), {backbone.weights}")
+    if backbone.weights.startswith("random"):
+        display.field("", "WARNING: random weights. The embeddings carry no knowledge of images.")
+    preset = backbone.preprocessing.preset
+    several = len(set(presets(backbone.name).values())) > 1
+    assumed = backbone.weights.startswith("file:") and several and not preset_named
+    doubt = " (assumed: --preset says which goes with this file)" if assumed else ""
+    display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {preset}{doubt}")
+    display.field("Frames", sampling_words(recipe["sampling"]))
+    display.field("Computing", f"{recipe['precision']} on {device}, stored as {recipe['store']}")
+
+
+def show_result(display: Display, out: Path, plan: Plan, progress: Progress, folded: str, seconds: float) -> None:
+    """Banked, updated, failed; the size of the bank; how to go on."""
+    with Bank(out) as bank:
+        failures = bank.failures
+        size, rows, videos = bank.nbytes, int(bank.catalog["rows"].sum()), len(bank)
+    left = len(plan.todo) - progress.videos_sealed - progress.failures
+    if len(plan.todo):
+        dropped = f" · {counted(left, 'video')} to go" if left else ""
+        partial = f" · {progress.partial} only in part" if progress.partial else ""
+        display.field(
+            "Banked",
+            f"{counted(progress.videos_sealed, 'video')} · {counted(progress.rows_sealed, 'frame')} in "
+            f"{plain_time(seconds)} ({progress.frames / seconds:.0f} frames/s){partial}{dropped}",
+        )
+    if len(plan.done):
+        display.field("Skipped", f"{counted(len(plan.done), 'video')} done before")
+    if len(plan.updates):
+        columns = ", ".join(name for name in plan.updates.columns if name != "id")
+        display.field("Updated", f"{columns} of {counted(len(plan.updates), 'video')}")
+    found = failures[failures["id"].isin({*plan.todo["id"], *plan.failed["id"]})]
+    if len(found):
+        tried = "" if progress.failures else " before"
+        display.field("Failed", f"{counted(len(found), 'video')}{tried}")
+        for row in records(found.head(_SHOWN_FAILURES)):
+            display.line(f"  {row['id']}: {row['reason']}")
+        if len(found) > _SHOWN_FAILURES:
+            display.line(f"  … and {len(found) - _SHOWN_FAILURES} more: framebank describe {out} --failures")
+        if display.quiet:
+            print(f"{counted(len(found), 'video')} failed: framebank describe {out} --failures", file=sys.stderr)
+    where = {"": "", "packed": "", "linked": f", of which {out.name}.parts/ is a part: keep them together"}
+    state = where.get(folded, f", {folded}")
+    display.field("Bank", f"{out}: {counted(videos, 'video')}, {counted(rows, 'row')}, {megabytes(size)}{state}")
+    if left:
+        display.line(f"Interrupted with {counted(left, 'video')} to go; run the same command again to go on.")
