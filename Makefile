@@ -33,6 +33,7 @@ quoted = '$(subst ','\'',$(1))'
 
 help: ## list the commands (what plain `make` does)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@printf '\nVariables, as in: make extract DATA=my_videos ARGS="--fps 5"\n'
 	@awk '/^#   [A-Z]+= / { sub(/^# /, ""); print }' Makefile
 
 demo: .venv/.installed ## make a small sample set, bank it and show the bank (no network, no videos needed)

@@ -23,7 +23,7 @@ from pipeline.features import records
 from pipeline.sampling import Sampling
 from pipeline.sealing import PartWriter, disk_errors
 from pipeline.sources import source_text
-from pipeline.videos import Found, find_videos, probe_videos
+from pipeline.videos import Found, absolute_path, find_videos, probe_videos
 from stages import summary
 from stages.console import Display, megabytes, plain_time, sampling_words
 
@@ -119,7 +119,7 @@ def run(config: ExtractConfig) -> int:
             "weights": backbone.weights,
             "preset": backbone.preprocessing.preset,
             "compute": {"device": device.type, "batch_size": batch_size},
-            "data": source_text(str(config.data.absolute())),
+            "data": source_text(str(absolute_path(config.data))),
         }
         options = ReadOptions(config.sampling, backbone.preprocessing, config.allow_partial)
         encoding = Encoding(encode, batch_size, options, recorded)
