@@ -126,7 +126,7 @@ def remove_abandoned(path: Path) -> None:
 
 
 def create(path: Path, config: Mapping[str, Any]) -> None:
-    """Write an empty bank, unless there is one with videos in it.
+    """Write an empty bank, unless there is one; one that holds nothing but failures takes the new config.
 
     Two runs that start together cannot both define what the bank holds: it is made under the lock.
 
@@ -138,7 +138,7 @@ def create(path: Path, config: Mapping[str, Any]) -> None:
         absorbed: list[str] = []
         if path.exists():
             with Bank(path) as bank:
-                if len(bank) or bank.fingerprint == fingerprint_of(config["recipe"]):
+                if not bank.only_failures or bank.fingerprint == fingerprint_of(config["recipe"]):
                     return
                 absorbed = [part.name for part in bank.parts]
         contents = hdf5.Contents(
@@ -303,6 +303,11 @@ class Bank(Mapping[str, np.ndarray]):
                 strangers = hdf5.stored_ids(file) - set(self._where)
             problems += [(video_id, "stored, but not in the catalog") for video_id in sorted(strangers)]
         return problems
+
+    @property
+    def only_failures(self) -> bool:
+        """Whether all came to nothing so far, by a mistaken setting, say. A bank just begun has no failures either."""
+        return not len(self) and len(self.failures) > 0
 
     @property
     def nbytes(self) -> int:

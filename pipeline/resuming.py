@@ -67,6 +67,11 @@ def _same_request(row: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     return all(_same(row[name], old[name]) for name in _REQUEST)
 
 
+def _span(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells a video's source and span; as text, since NaN equals nothing."""
+    return row["source"], str(row["start"]), str(row["end"])
+
+
 def _same(one: Any, other: Any) -> bool:
     return bool(one == other or (one != one and other != other))
 
@@ -91,7 +96,7 @@ def plan(table: pd.DataFrame, bank: Bank | None, *, retry_failed: bool, allow_pa
         return Plan(table, table[:0], hdf5.empty_table(hdf5.FAILURES), [], [], [], [], table[["id"]][:0])
     banked = {row["id"]: row for row in hdf5.records(bank.catalog)}
     ledger = {row["id"]: row for row in hdf5.records(bank.failures)}
-    spans = {(row["source"], row["start"], row["end"]): video_id for video_id, row in banked.items()}
+    spans = {_span(row) for row in banked.values()}
     todo, done, failed, gone, changed, doubled, moved_onto = [], [], [], [], [], [], []
     for row in hdf5.records(table):
         video_id = row["id"]
@@ -105,7 +110,7 @@ def plan(table: pd.DataFrame, bank: Bank | None, *, retry_failed: bool, allow_pa
             failed.append(video_id)
         elif old is None:
             todo.append(video_id)
-            if (row["source"], row["start"], row["end"]) in spans:
+            if _span(row) in spans:
                 doubled.append(video_id)
         elif _same_content(row, old) and _same_request(row, old):
             done.append(video_id)

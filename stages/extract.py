@@ -84,7 +84,7 @@ def run(config: ExtractConfig) -> int:
     started = time.monotonic()
     display = Display(quiet=config.quiet)
     bank = banks.Bank(config.out) if config.out.exists() or banks.sealed_parts(config.out) else None
-    banked = bank.config if bank else {"recipe": {}, "compute": None}
+    banked = bank.config if bank is not None else {"recipe": {}, "compute": None}
     found = _find(config, bank)
     summary.show_found(display, config.data, found)
 
@@ -100,11 +100,11 @@ def run(config: ExtractConfig) -> int:
         seed=config.seed,
     )
     recipe = _recipe(config, backbone, precision)
-    if bank is not None:
-        _refuse_other_recipe(config, backbone, bank, recipe)
+    if bank is not None and bank.fingerprint != banks.fingerprint_of(recipe):
+        if not bank.only_failures:
+            raise UserError(_differing(config.out, backbone, bank, recipe))
+        bank = None  # nothing came of the other settings: begin again with these
     plan = resuming.plan(found.table, bank, retry_failed=config.retry_failed, allow_partial=config.allow_partial)
-    if bank is not None:
-        bank.close()
     probed = probe_videos(plan.todo)
     summary.show_plan(display, plan, probed)
     if len(plan.todo):
@@ -174,9 +174,8 @@ def _recipe(config: ExtractConfig, backbone: Backbone, precision: str) -> dict[s
     }
 
 
-def _refuse_other_recipe(config: ExtractConfig, backbone: Backbone, bank: banks.Bank, recipe: dict[str, Any]) -> None:
-    if banks.fingerprint_of(recipe) == bank.fingerprint or not len(bank):
-        return
+def _differing(out: Path, backbone: Backbone, bank: banks.Bank, recipe: dict[str, Any]) -> str:
+    """Why these settings cannot add to the bank, with both values of each that differs."""
     old, new = dict(bank.config["recipe"]), dict(recipe)
     for side in (old, new):
         side["frames taken"] = sampling_words(side.pop("sampling"))
@@ -187,7 +186,7 @@ def _refuse_other_recipe(config: ExtractConfig, backbone: Backbone, bank: banks.
         old["weights_sha256"] = f"{old['weights_sha256'][:12]}, {bank.config['weights']}"
         new["weights_sha256"] = f"{new['weights_sha256'][:12]}, {backbone.weights}"
     what = "; ".join(banks.differences(old, new))
-    raise UserError(f"{config.out} was made differently: {what}. Repeat its settings, or give another --out.")
+    return f"{out} was made differently: {what}. Repeat its settings, or give another --out."
 
 
 @contextmanager

@@ -20,6 +20,17 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Nets this small lose more to waking threads than they gain, most of all where tests run side by side."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def random_state_restored() -> Iterator[None]:
     """No test changes what the next one draws. Torch is left alone until somebody loads it: it takes seconds."""

@@ -4,7 +4,6 @@ import hashlib
 import re
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,7 @@ SQUEEZENET = "weights/squeezenet1_1-imagenet.pth"
 MOBILENET = "weights/mobilenet_v2-imagenet.pth"
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nets this small lose more to waking threads than they gain, most of all where tests run side by side."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def seeded(name: str, seed: int = 0, **options: object) -> nn.Module:

@@ -1,7 +1,6 @@
 """The engine against a plain loop in torch: the same rows, whichever videos share a batch, whatever goes wrong."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from tests.banks import config, row
 from tests.clips import make_clip
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def job(path: Path, **changes: Any) -> dict[str, Any]:
@@ -310,11 +310,3 @@ def test_devices_precisions_and_batch_sizes() -> None:
     assert choose_batch_size("7", CPU) == 7
     assert choose_batch_size("auto", CPU, {"device": "cpu", "batch_size": 5}) == 5
     assert choose_batch_size("auto", CPU, {"device": "cuda", "batch_size": 5}) == choose_batch_size("auto", CPU)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

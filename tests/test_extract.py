@@ -325,3 +325,30 @@ def test_missing_data_and_impossible_banks_are_one_line(data: Path, out: Path, t
     out.write_bytes(b"something else")
     assert "cannot be read as a framebank bank" in extract(data, out).stderr
     assert out.read_bytes() == b"something else"
+
+
+def test_a_bank_of_nothing_but_failures_takes_new_settings(data: Path, out: Path) -> None:
+    assert extract(data, out, "--crop", "0,0,9000,9000").exit_code == 3
+    assert len(Bank(out)) == 0
+    result = extract(data, out, "--crop", "0,0,32,32")
+    assert result.exit_code == 0
+    with Bank(out) as bank:
+        assert len(bank) == 6
+        assert len(bank.failures) == 0
+        assert bank.config["recipe"]["crop"] == "0,0,32,32"
+
+
+def test_what_is_banked_of_a_deleted_file_stays(data: Path, out: Path) -> None:
+    (data / "manifest.csv").write_text("path,label\nclass0/clip0.mp4,a\nclass1/clip1.mp4,b\n")
+    extract(data, out)
+    (data / "class0" / "clip0.mp4").unlink()
+    result = extract(data, out)
+    assert result.exit_code == 0
+    assert said(result, "Gone").startswith("1 file, e.g. class0/clip0")
+    assert len(Bank(out)["class0/clip0"]) == 4
+
+
+def test_one_file_under_two_ids_is_remarked_on(data: Path, out: Path) -> None:
+    extract(data, out)
+    (data / "manifest.csv").write_text("path,id\nclass0/clip0.mp4,mine\n")
+    assert "files banked already under other ids: 1, e.g. mine" in extract(data, out).stdout
