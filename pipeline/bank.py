@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -94,28 +94,34 @@ def unsealed(folder: Path) -> Path:
             return temporary
 
 
-def seal(temporary: Path, target: Path) -> None:
-    """Give a finished temporary file its name, once its bytes are on the disk."""
+def seal(temporary: Path, target: Path, check: Callable[[], None] | None = None) -> None:
+    """Give a finished temporary file its name, once its bytes are on the disk; `check` may still object then."""
     sync(temporary)
+    if check is not None:
+        check()
     temporary.replace(target)
-    sync(target.parent)
+    with suppress(FileNotFoundError):  # a part that was packed, and its folder removed, at once
+        sync(target.parent)
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A temporary path that replaces `target` when the block ends well, and is removed when it doesn't."""
+def replacing(target: Path, check: Callable[[], None] | None = None) -> Iterator[Path]:
+    """A temporary path that replaces `target` when the block ends well, and is removed when it doesn't.
+
+    `check` is called last, when all is on the disk; what it raises prevents the replacement.
+    """
     target = real_path(target)
     temporary = unsealed(target.parent)
     try:
         yield temporary
-        seal(temporary, target)
+        seal(temporary, target, check)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_abandoned(path: Path) -> None:
     """Remove temporary files beside a bank whose writer is dead: killed on this host, or silent for a day."""
-    for folder in (path.parent, parts_folder(path)):
+    for folder in (real_path(path).parent, parts_folder(path)):
         for file in folder.glob(".unsealed-*.h5"):
             pid = file.name.rsplit("-", 2)[1]
             ours = file.name.endswith(f"-{socket.gethostname()}-{pid}-{file.name.rsplit('-', 1)[1]}")
@@ -131,18 +137,26 @@ def create(path: Path, config: Mapping[str, Any]) -> None:
     Two runs that start together cannot both define what the bank holds: it is made under the lock.
 
     Raises:
+        UserError: the bank was made differently meanwhile.
         OSError: the folder cannot be written.
     """
+    fingerprint = fingerprint_of(config["recipe"])
+    if path.exists() and _read_file(path).fingerprint == fingerprint:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold(lock_file(path)):
         absorbed: list[str] = []
-        if path.exists():
+        if path.exists() or sealed_parts(path):
             with Bank(path) as bank:
-                if not bank.only_failures or bank.fingerprint == fingerprint_of(config["recipe"]):
+                if bank.fingerprint != fingerprint and not bank.only_failures:
+                    what = "; ".join(differences(bank.config["recipe"], config["recipe"]))
+                    raise UserError(f"Another run has just made {path} differently: {what}. Give another --out.")
+                if bank.fingerprint != fingerprint:
+                    absorbed = [part.name for part in (*bank.parts, *void_parts(path))]
+                elif path.exists():
                     return
-                absorbed = [part.name for part in bank.parts]
         contents = hdf5.Contents(
-            fingerprint_of(config["recipe"]),
+            fingerprint,
             dict(config),
             hdf5.empty_table(hdf5.CATALOG),
             hdf5.empty_table(hdf5.FAILURES),
@@ -151,6 +165,11 @@ def create(path: Path, config: Mapping[str, Any]) -> None:
         with replacing(path) as temporary, hdf5.Output(temporary, in_memory=True) as output:
             hdf5.begin(output.file, contents.config, contents.fingerprint)
             hdf5.write_contents(output.file, contents)
+
+
+def void_parts(path: Path) -> list[Path]:
+    """Parts that the bank file has taken in already and that a killed run has left."""
+    return [parts_folder(path) / name for name in _read_file(path).absorbed] if path.exists() else []
 
 
 def newest(tables: list[pd.DataFrame], moment: str) -> tuple[pd.DataFrame, list[int]]:
@@ -181,6 +200,10 @@ class Bank(Mapping[str, np.ndarray]):
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._open_files: dict[Path, Any] = {}
+        self._read_again()
+
+    def _read_again(self) -> None:
+        """Read the bank as it is now, though others may be sealing and packing parts meanwhile."""
         for _ in range(20):
             try:
                 self._read()
@@ -197,16 +220,15 @@ class Bank(Mapping[str, np.ndarray]):
 
     def _read(self) -> None:
         """Overlay the bank file and its parts."""
-        main = None
-        if self.path.exists():
-            main = _read_file(self.path)
+        listed = sealed_parts(self.path)  # before main: a part that is packed from here on is in main, or missing
+        main = _read_file(self.path) if self.path.exists() else None
         folder = parts_folder(self.path)
         void = set(main.absorbed) if main else set()
-        self.parts = [part for part in sealed_parts(self.path) if part.name not in void]
         linked = set(main.links) if main else set()
         for name in linked:
             if not (folder / name).exists():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        self.parts = sorted({part for part in listed if part.name not in void} | {folder / name for name in linked})
         contents = [(part, _read_file(part)) for part in self.parts if part.name not in linked]
         if main is not None:  # last: of equally old rows its own count, as they may have got newer labels
             contents.append((self.path, main))
@@ -267,7 +289,7 @@ class Bank(Mapping[str, np.ndarray]):
                 if last or video_id not in self._where:
                     raise
                 self.close()
-                self._read()
+                self._read_again()
         raise AssertionError  # the last turn returns or raises
 
     def __getitem__(self, video_id: str) -> np.ndarray:

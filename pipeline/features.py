@@ -12,7 +12,7 @@ import resource
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 FORMAT = "framebank"
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 SCHEMA = 1
 
 # kind of each catalog column: s text, f float64 (NaN unknown), i int64 (-1 unknown), b uint8 flag
@@ -63,6 +64,7 @@ _NO_COORDINATE = "This is a netCDF dimension but not a netCDF variable.{:10d}"
 _CHUNK_BYTES = 1 << 20
 _SLACK_BYTES = 4 << 20  # what HDF5 may write besides: its metadata cache
 _LONG_TEXT_BYTES = 64 << 20
+ROW_BYTES = 4096  # of a catalog row and its video's metadata, generously
 _COPY_BYTES = 32 << 20
 
 
@@ -86,7 +88,16 @@ class Contents:
 
 def utc_now() -> str:
     """The time now in UTC as sortable ISO 8601 text with microseconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.now(UTC).strftime(_TIME_FORMAT)
+
+
+def utc_after(moment: str) -> str:
+    """The time now, or a microsecond after `moment` where the clock has not got there."""
+    now = utc_now()
+    if now > moment:
+        return now
+    later = datetime.strptime(moment, _TIME_FORMAT) + timedelta(microseconds=1)
+    return later.strftime(_TIME_FORMAT)
 
 
 def empty_table(columns: Mapping[str, str]) -> pd.DataFrame:
@@ -111,6 +122,11 @@ def open_file(path: Path) -> h5py.File:
     return h5py.File(path, "r", locking=False)
 
 
+def _check_free(folder: Path, size: int) -> None:
+    if size > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class Output:
     """A new bank file being written, in a format that every HDF5 library since 1.10 reads.
 
@@ -128,6 +144,8 @@ class Output:
 
     def __init__(self, path: Path, *, in_memory: bool) -> None:
         self._path, self._in_memory = path, in_memory
+        if not in_memory:
+            _check_free(path.parent, _SLACK_BYTES)
         memory: dict[str, Any] = {"driver": "core", "backing_store": False, "block_size": _CHUNK_BYTES}
         self.file = h5py.File(path, "w", libver=("v110", "v110"), **(memory if in_memory else {"locking": False}))
 
@@ -140,8 +158,7 @@ class Output:
         if self._in_memory:
             return
         size += _SLACK_BYTES
-        if size > shutil.disk_usage(self._path.parent).free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _check_free(self._path.parent, size)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if limit != resource.RLIM_INFINITY and self.file.id.get_filesize() + size > limit:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
@@ -237,16 +254,16 @@ class VideoWriter:
         self.group.attrs["complete"] = np.uint8(1)
 
 
-def copy_video(source: h5py.File, output: Output, video_id: str, *, label: str) -> None:
-    """Rewrite one video in another file, in bounded memory.
+def copy_video(source: h5py.File, output: Output, row: Mapping[str, Any]) -> None:
+    """Rewrite one video, given by its catalog row, in another file, in bounded memory.
 
     `Group.copy` would break the references between datasets and their scales, so the datasets are written anew.
 
     Raises:
         OSError: the disk is full.
     """
-    group = source[f"videos/{video_id}"]
-    writer = VideoWriter(output.file, video_id, label=label, source=group.attrs["source"])
+    group = source[f"videos/{row['id']}"]
+    writer = VideoWriter(output.file, row["id"], label=row["label"], source=row["source"])
     features = group["features"]
     rows_at_once = max(1, _COPY_BYTES // max(1, features[:1].nbytes))
     if len(features) <= rows_at_once:
@@ -260,19 +277,19 @@ def copy_video(source: h5py.File, output: Output, video_id: str, *, label: str) 
     writer.finish()
 
 
-def link_video(index: h5py.File, part: h5py.File, part_name: str, video_id: str, *, label: str) -> None:
-    """Let an index file lead to a video in a part beside it, whose relative name is given, by external links.
+def link_video(index: h5py.File, part: h5py.File, part_name: str, row: Mapping[str, Any]) -> None:
+    """Let an index file lead to a video, given by its catalog row, in a part beside it, by relative external links.
 
     The links are made for each dataset, not for the group, so that video `a` and video `a/b` can lie in two parts.
     """
-    source = part[f"videos/{video_id}"]
-    group = index.require_group(f"videos/{video_id}")
+    source = part[f"videos/{row['id']}"]
+    group = index.require_group(f"videos/{row['id']}")
     for name, item in source.items():
         if isinstance(item, h5py.Dataset):
             group[name] = h5py.ExternalLink(part_name, item.name)
     for name, value in source.attrs.items():
         group.attrs[name] = value
-    group.attrs["label"] = label
+    group.attrs["label"], group.attrs["source"] = row["label"], row["source"]
 
 
 def write_table(file: h5py.File, name: str, table: pd.DataFrame, columns: Mapping[str, str]) -> None:
@@ -330,6 +347,12 @@ def read_contents(path: Path) -> Contents:
             links=_read_texts(file["parts/links"]) if "parts/links" in file else [],
             absorbed=_read_texts(file["parts/absorbed"]) if "parts/absorbed" in file else [],
         )
+
+
+def read_fingerprint(path: Path) -> str:
+    """The fingerprint of one file alone."""
+    with open_file(path) as file:
+        return str(file.attrs["fingerprint"])
 
 
 def write_contents(file: h5py.File, contents: Contents) -> None:

@@ -49,8 +49,8 @@ def _holder(path: Path) -> dict[str, object] | None:
 
 
 def _is_stale(path: Path, holder: dict[str, object]) -> bool:
-    if holder["host"] == socket.gethostname():
-        return not is_running(int(str(holder["pid"])))
+    if holder["host"] == socket.gethostname() and not is_running(int(str(holder["pid"]))):
+        return True
     try:
         return time.time() - path.stat().st_mtime > STALE_SECONDS
     except FileNotFoundError:

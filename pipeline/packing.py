@@ -25,6 +25,7 @@ from pipeline.bank import (
     sealed_parts,
     total_size,
     unique_name,
+    void_parts,
 )
 from pipeline.errors import UserError
 from pipeline.lock import hold
@@ -50,22 +51,22 @@ def _write_one_file(
     first = banks[0][0]
     contents = hdf5.Contents("", {}, catalog, failures, absorbed=[part.name for part in absorbed])
     small = sum(bank.nbytes for bank, _ in banks) < PACK_BYTES
-    with replacing(path) as temporary:
-        with hdf5.Output(temporary, in_memory=small) as output:
-            data = "; ".join(dict.fromkeys(bank.config["data"] for bank, _ in banks))
-            hdf5.begin(output.file, {**first.config, "data": data}, first.fingerprint, first.created)
-            for bank, rows in banks:
-                for row in hdf5.records(rows.sort_values("id")):
-                    try:
-                        hdf5.copy_video(bank.file_of(row["id"]), output, row["id"], label=row["label"])
-                    except (KeyError, RuntimeError, UnicodeError) as error:
-                        raise UserError(
-                            f"{bank.path} is damaged at {row['id']!r}; `framebank describe {bank.path} --verify` lists "
-                            "what is, and `framebank remove` takes it out."
-                        ) from error
-            output.reserve(0)
-            hdf5.write_contents(output.file, contents)
-        check()
+    with replacing(path, check) as temporary, hdf5.Output(temporary, in_memory=small) as output:
+        data = "; ".join(dict.fromkeys(bank.config["data"] for bank, _ in banks))
+        hdf5.begin(output.file, {**first.config, "data": data}, first.fingerprint, first.created)
+        for bank, rows in banks:
+            for row in hdf5.records(rows.sort_values("id")):
+                try:
+                    hdf5.copy_video(bank.file_of(row["id"]), output, row)
+                except FileNotFoundError as error:
+                    raise UserError(f"{bank.path} was packed by somebody else meanwhile; run this again.") from error
+                except (KeyError, RuntimeError, UnicodeError) as error:
+                    raise UserError(
+                        f"{bank.path} is damaged at {row['id']!r}; `framebank describe {bank.path} --verify` lists "
+                        "what is, and `framebank remove` takes it out."
+                    ) from error
+        output.reserve(hdf5.ROW_BYTES * (len(catalog) + len(failures)))
+        hdf5.write_contents(output.file, contents)
 
 
 def _delete(parts: Iterable[Path], folder: Path) -> None:
@@ -128,16 +129,10 @@ def pack(
             _check_room(path, bank.nbytes, "Packing")
             catalog = _relabelled(bank.catalog[~bank.catalog["id"].isin(without)], updates)
             failures = bank.failures[~bank.failures["id"].isin({*without, *mended})]
-            every = sealed_parts(path)
-            taken = [part for part in every if part in set(bank.parts) | set(_void(path))]
+            taken = [*bank.parts, *void_parts(path)]
             _write_one_file(path, [(bank, catalog)], failures, taken, check)
         _delete(taken, parts_folder(path))
     return len(bank.parts)
-
-
-def _void(path: Path) -> list[Path]:
-    """Parts that the bank file has taken in already and that a killed run has left."""
-    return [parts_folder(path) / name for name in hdf5.read_contents(path).absorbed] if path.exists() else []
 
 
 def link(
@@ -174,17 +169,15 @@ def link(
                 parts = [base if part == path else part for part in parts]
             catalog = _relabelled(bank.catalog, updates)
             failures = bank.failures[~bank.failures["id"].isin(mended)]
-            with replacing(path) as temporary:
-                with hdf5.Output(temporary, in_memory=True) as output:
-                    hdf5.begin(output.file, bank.config, bank.fingerprint, bank.created)
-                    for row, part in zip(hdf5.records(catalog), parts, strict=True):
-                        source, at = bank.file_of(row["id"]), f"{folder.name}/{part.name}"
-                        hdf5.link_video(output.file, source, at, row["id"], label=row["label"])
-                    links = [part.name for part in parts]
-                    void = [part.name for part in _void(path)]
-                    contents = hdf5.Contents("", {}, catalog, failures, links=links, absorbed=void)
-                    hdf5.write_contents(output.file, contents)
-                check()
+            # What the other parts say, of failures say, is in the index now, and void in them.
+            void = [*void_parts(path), *(part for part in bank.parts if part not in parts)]
+            with replacing(path, check) as temporary, hdf5.Output(temporary, in_memory=True) as output:
+                hdf5.begin(output.file, bank.config, bank.fingerprint, bank.created)
+                for row, part in zip(hdf5.records(catalog), parts, strict=True):
+                    hdf5.link_video(output.file, bank.file_of(row["id"]), f"{folder.name}/{part.name}", row)
+                links, absorbed = [part.name for part in parts], [part.name for part in void]
+                hdf5.write_contents(output.file, hdf5.Contents("", {}, catalog, failures, "", links, absorbed))
+        _delete(void, folder)
 
 
 def fold_in(
@@ -204,7 +197,7 @@ def fold_in(
         "packed", "linked", "linked: <why it could not be packed>", or "" when all was in order.
     """
     with Bank(path) as bank:
-        linked = {bank.path_of(video_id).name for video_id in bank} if hdf5.read_contents(path).links else set()
+        linked = set(hdf5.read_contents(path).links) if path.exists() else set()
         parts = bank.parts
     base = [part for part in parts if part.name.startswith("base-")] or ([path] if not linked else [])
     rest = total_size(part for part in parts if part not in base)
@@ -245,7 +238,7 @@ def merge(target: Path, sources: list[Path], *, on_wait: Callable[[str], None] |
     with ExitStack() as stack:
         target.parent.mkdir(parents=True, exist_ok=True)
         check = stack.enter_context(hold(lock_file(target), on_wait=on_wait))
-        paths = [target, *sources] if target.exists() else sources
+        paths = [target, *sources] if target.exists() or sealed_parts(target) else sources
         banks = [stack.enter_context(Bank(path)) for path in dict.fromkeys(path.absolute() for path in paths)]
         first = banks[0]
         for bank in banks[1:]:
@@ -265,7 +258,7 @@ def merge(target: Path, sources: list[Path], *, on_wait: Callable[[str], None] |
         failures, _ = newest([bank.failures for bank in banks], "when")
         failures = failures[~failures["id"].isin(catalog["id"])]
         chosen = [(bank, catalog[[owners[place] is bank for place in places]]) for bank in banks]
-        taken = sealed_parts(target) if first.path == target else []
-        _write_one_file(target, chosen, failures, [part for part in taken if part in first.parts], check)
-        _delete([part for part in taken if part in first.parts], parts_folder(target))
+        taken = [*first.parts, *void_parts(target)] if first.path == target else []
+        _write_one_file(target, chosen, failures, taken, check)
+        _delete(taken, parts_folder(target))
     return len(catalog)

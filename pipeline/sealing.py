@@ -17,6 +17,7 @@ import numpy as np
 from pipeline import features as hdf5
 from pipeline.bank import fingerprint_of, parts_folder, seal, unique_name, unsealed
 from pipeline.errors import UserError, VideoError
+from pipeline.sources import source_text
 
 STREAM_BYTES = 32 << 20  # a video with more embeddings than this goes to disk as it comes
 PENDING_BYTES = 32 << 20  # finished videos that wait in memory to be sealed
@@ -96,9 +97,18 @@ class VideoSink:
         return features, timestamps, frame_index
 
     def _flush(self) -> None:
+        """Write what waits. One at a time, lest two together overrun the room that each has found."""
+        with self._writer.lock:
+            self._write()
+
+    def _write(self) -> None:
         if self._stream is None:
             self._temporary = unsealed(parts_folder(self._writer.path))
-            self._output = hdf5.Output(self._temporary, in_memory=False)
+            try:
+                self._output = hdf5.Output(self._temporary, in_memory=False)
+            except OSError:
+                self._temporary.unlink()
+                raise
             hdf5.begin(self._output.file, self._writer.config, self._writer.fingerprint)
             self._stream = hdf5.VideoWriter(
                 self._output.file, self.row["id"], label=self.row["label"], source=self.row["source"]
@@ -106,17 +116,19 @@ class VideoSink:
         if self._pieces:
             self._output.reserve(self._bytes)
             self._stream.append(*self._gathered())
+            self._output.file.flush()
         self._pieces, self._bytes = [], 0
 
     def finish(self, found: Mapping[str, Any]) -> None:
         """The video is complete; `found` are the catalog values that only decoding told."""
-        self.row.update(found, rows=self.rows, banked=hdf5.utc_now())
+        self.row.update(found, rows=self.rows, banked=self._writer.moment())
         if self._stream is None:
             self._writer.accept(self.row, self._gathered())
             return
         try:
-            with disk_errors(self._writer.path):
-                self._flush()
+            with self._writer.lock, disk_errors(self._writer.path):
+                self._write()
+                self._output.reserve(hdf5.ROW_BYTES)
                 self._stream.finish()
                 self._writer.close_part(self._output, self._temporary, [self.row], [])
         except BaseException:
@@ -137,20 +149,33 @@ class PartWriter:
     Args:
         path: the bank.
         config: what made the embeddings; `config["recipe"]["store"]` is the dtype.
+        newer_than: the latest time in the bank; what is written now counts as newer, also where clocks disagree.
         on_sealed: called with the numbers of videos, failures and rows of each sealed part.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], on_sealed: Callable[[int, int, int], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        on_sealed: Callable[[int, int, int], None],
+        *,
+        newer_than: str = "",
+    ) -> None:
         self.path = path
         self.config = dict(config)
         self.fingerprint = fingerprint_of(config["recipe"])
         self.dtype = np.dtype(config["recipe"]["store"])
         self.lock = threading.RLock()
+        self._newer_than = newer_than
         self._on_sealed = on_sealed
         self._finished: list[tuple[dict[str, Any], tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
         self._failures: list[dict[str, Any]] = []
         self._bytes = 0
         self._begun = self._sealed_at = time.monotonic()
+
+    def moment(self) -> str:
+        """The time to enter for something written now."""
+        return hdf5.utc_after(self._newer_than)
 
     def open(self, row: Mapping[str, Any]) -> VideoSink:
         """A sink for the rows of one video; `row` holds the catalog values known beforehand."""
@@ -165,7 +190,7 @@ class PartWriter:
 
     def fail(self, row: Mapping[str, Any], reason: str) -> None:
         """Enter a video into the ledger."""
-        entry = {"id": row["id"], "path": row["source"], "reason": reason, "when": hdf5.utc_now()}
+        entry = {"id": row["id"], "path": row["source"], "reason": source_text(reason), "when": self.moment()}
         with self.lock:
             self._failures.append({**entry, "size": row["size"], "mtime": row["mtime"]})
             self.seal_if_due()
@@ -204,7 +229,13 @@ class PartWriter:
     def close_part(
         self, output: hdf5.Output, temporary: Path, rows: list[dict[str, Any]], failures: list[dict[str, Any]]
     ) -> None:
-        """Write the catalog of a part, close it and give it its name."""
+        """Write the catalog of a part, close it and give it its name.
+
+        Raises:
+            UserError: another run has given the bank other settings meanwhile.
+        """
+        if self.path.exists() and hdf5.read_fingerprint(self.path) != self.fingerprint:
+            raise UserError(f"Another run has made {self.path} anew with other settings; give this one another --out.")
         catalog = hdf5.as_table(rows, hdf5.CATALOG)
         ledger = hdf5.as_table(failures, hdf5.FAILURES)
         hdf5.write_contents(output.file, hdf5.Contents("", {}, catalog, ledger))

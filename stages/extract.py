@@ -128,7 +128,7 @@ def run(config: ExtractConfig) -> int:
             return OK
         with disk_errors(config.out):
             banks.create(config.out, recorded)
-        interrupted = _extract(display, config.out, plan, probed, encoding, progress)
+        interrupted = _extract(display, config.out, plan, probed, encoding, progress, _latest(bank))
     elif config.dry_run:
         return OK
     folded = _fold_in(display, config, plan, interrupted)
@@ -189,6 +189,11 @@ def _differing(out: Path, backbone: Backbone, bank: banks.Bank, recipe: dict[str
     return f"{out} was made differently: {what}. Repeat its settings, or give another --out."
 
 
+def _latest(bank: banks.Bank | None) -> str:
+    """The latest time in a bank, "" where there is none."""
+    return "" if bank is None else max("", *bank.catalog["banked"], *bank.failures["when"])
+
+
 @contextmanager
 def _stopping() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; the second interrupts at once."""
@@ -215,7 +220,13 @@ def _lanes(device: str, videos: int) -> tuple[int, int]:
 
 
 def _extract(
-    display: Display, out: Path, plan: resuming.Plan, probed: pd.DataFrame, encoding: Encoding, progress: Progress
+    display: Display,
+    out: Path,
+    plan: resuming.Plan,
+    probed: pd.DataFrame,
+    encoding: Encoding,
+    progress: Progress,
+    newer_than: str = "",
 ) -> bool:
     """Run the engine over what is to do. Returns whether it was interrupted."""
 
@@ -223,7 +234,7 @@ def _extract(
         progress.videos_sealed += videos
         progress.rows_sealed += rows
 
-    writer = PartWriter(out, encoding.recorded, sealed)
+    writer = PartWriter(out, encoding.recorded, sealed, newer_than=newer_than)
     told = False
 
     def watch(done: Progress) -> None:

@@ -19,7 +19,8 @@ from pipeline import bank as banks
 from pipeline import lock, packing
 from pipeline.bank import Bank
 from pipeline.errors import UserError
-from tests.banks import embeddings, fill
+from pipeline.sealing import PartWriter
+from tests.banks import config, embeddings, fill, row
 
 
 @pytest.fixture
@@ -231,3 +232,91 @@ def test_a_fresh_lock_that_was_broken_by_mistake_is_put_back(tmp_path: Path) -> 
         lock._break(file, "the token of an older lock")
         check()
         lock._break(tmp_path / "nothing", "")
+
+
+def test_a_reader_loses_nothing_to_a_pack_at_the_worst_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path, {"a": 3})
+    packing.pack(path)
+    fill(path, {"b": 4})
+    read_file, packed = banks._read_file, []
+
+    def read_and_pack(file: Path) -> object:
+        contents = read_file(file)
+        if not packed:
+            packed.append(True)
+            packing.pack(path)
+        return contents
+
+    monkeypatch.setattr(banks, "_read_file", read_and_pack)
+    with Bank(path) as bank:
+        assert list(bank) == ["a", "b"]
+
+
+def test_a_bank_cannot_be_redefined_under_a_run(path: Path) -> None:
+    fill(path, {})
+    with pytest.raises(UserError, match="Another run has just made"):
+        banks.create(path, config(precision="bf16"))
+    other = path.with_name("other.h5")
+    fill(other, {}, failures={"z": "broken"})
+    writer = PartWriter(other, config(), lambda *_: None)
+    banks.create(other, config(precision="bf16"))
+    writer.fail(row("late"), "broken")
+    with pytest.raises(UserError, match="anew with other settings"):
+        writer.seal()
+    assert Bank(other).failures.empty
+
+
+@pytest.mark.parametrize("then", ["pack", "link", "merge", "create"])
+def test_what_a_killed_removal_left_stays_void(path: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+    fill(path, {"x": 3, "y": 3} if then != "create" else {"x": 3})
+    with monkeypatch.context() as killed:
+        killed.setattr(packing, "_delete", lambda *_: None)
+        packing.pack(path, without=["x"])
+    if then == "pack":
+        packing.pack(path)
+    elif then == "link":
+        fill(path, {"z": 1})
+        packing.link(path)
+    elif then == "merge":
+        fill(path.with_name("other.h5"), {"z": 1})
+        packing.merge(path, [path.with_name("other.h5")])
+    else:
+        fill(path, {}, failures={"z": "broken"})
+        banks.create(path, config(precision="bf16"))
+    assert "x" not in Bank(path)
+
+
+def test_linking_forgets_what_is_mended_for_good(path: Path) -> None:
+    fill(path, {"a": 3})
+    fill(path, {}, failures={"a": "broken"})
+    packing.link(path, mended=["a"])
+    assert Bank(path).failures.empty
+    assert packing.fold_in(path, in_a_hurry=True) == "packed"
+    assert Bank(path).failures.empty
+
+
+def test_new_embeddings_count_as_newer_whatever_the_clock_says(path: Path) -> None:
+    fill(path, {"a": 3})
+    with Bank(path) as bank:
+        future = bank.catalog["banked"][0].replace("20", "21", 1)
+    writer = PartWriter(path, config(), lambda *_: None, newer_than=future)
+    sink = writer.open(row("a"))
+    sink.append(embeddings("a", 5), np.arange(5.0), np.arange(5))
+    sink.finish({})
+    writer.seal()
+    with Bank(path) as bank:
+        assert len(bank["a"]) == 5
+        assert bank.catalog["banked"][0] > future
+
+
+def test_a_reason_that_is_not_unicode_is_written_escaped(path: Path) -> None:
+    fill(path, {"a": 1}, failures={"b": "image \udcff1.jpg cannot be read"})
+    assert Bank(path).failures["reason"].tolist() == ["image \\xff1.jpg cannot be read"]
+
+
+def test_a_lock_without_a_heartbeat_is_broken_even_if_its_pid_lives_again(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    file.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": "of another life"}))
+    os.utime(file, (time.time() - 2 * lock.STALE_SECONDS,) * 2)
+    with lock.hold(file) as check:
+        check()
