@@ -285,7 +285,7 @@ class Bank(Mapping[str, np.ndarray]):
         for last in (False, False, True):
             try:
                 return np.asarray(self.file_of(video_id)[f"videos/{video_id}/{name}"])
-            except (FileNotFoundError, KeyError):
+            except (OSError, KeyError):
                 if last or video_id not in self._where:
                     raise
                 self.close()
@@ -357,6 +357,8 @@ def _read_file(file: Path) -> hdf5.Contents:
     except ValueError as error:
         raise UserError(f"{error}; give another path.") from error
     except (OSError, KeyError, TypeError) as error:
+        if not file.exists():  # packed away while it was opened
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file)) from error
         detail = str(error).split("(")[-1].rstrip(")")
         raise UserError(
             f"{file} cannot be read as a framebank bank ({detail}); move it away or restore it from a copy."
