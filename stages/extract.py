@@ -191,7 +191,7 @@ def _differing(out: Path, backbone: Backbone, bank: banks.Bank, recipe: dict[str
 
 def _latest(bank: banks.Bank | None) -> str:
     """The latest time in a bank, "" where there is none."""
-    return "" if bank is None else max("", *bank.catalog["banked"], *bank.failures["when"])
+    return "" if bank is None else max([*bank.catalog["banked"], *bank.failures["when"]], default="")
 
 
 @contextmanager

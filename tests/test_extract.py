@@ -352,3 +352,12 @@ def test_one_file_under_two_ids_is_remarked_on(data: Path, out: Path) -> None:
     extract(data, out)
     (data / "manifest.csv").write_text("path,id\nclass0/clip0.mp4,mine\n")
     assert "files banked already under other ids: 1, e.g. mine" in extract(data, out).stdout
+
+
+def test_an_empty_bank_is_filled(data: Path, out: Path) -> None:
+    """As a kill before the first part leaves one."""
+    extract(data, out)
+    framebank("remove", out, *Bank(out))
+    assert len(Bank(out)) == 0
+    assert extract(data, out).exit_code == 0
+    assert len(Bank(out)) == 6
