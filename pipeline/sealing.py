@@ -99,25 +99,24 @@ class VideoSink:
     def _flush(self) -> None:
         """Write what waits. One at a time, lest two together overrun the room that each has found."""
         with self._writer.lock:
-            self._write()
+            if self._stream is None:
+                self._stream = self._opened()
+            if self._pieces:
+                self._output.reserve(self._bytes)
+                self._stream.append(*self._gathered())
+                self._output.file.flush()
+            self._pieces, self._bytes = [], 0
 
-    def _write(self) -> None:
-        if self._stream is None:
-            self._temporary = unsealed(parts_folder(self._writer.path))
-            try:
-                self._output = hdf5.Output(self._temporary, in_memory=False)
-            except OSError:
-                self._temporary.unlink()
-                raise
-            hdf5.begin(self._output.file, self._writer.config, self._writer.fingerprint)
-            self._stream = hdf5.VideoWriter(
-                self._output.file, self.row["id"], label=self.row["label"], source=self.row["source"]
-            )
-        if self._pieces:
-            self._output.reserve(self._bytes)
-            self._stream.append(*self._gathered())
-            self._output.file.flush()
-        self._pieces, self._bytes = [], 0
+    def _opened(self) -> hdf5.VideoWriter:
+        """Begin a part for this video alone."""
+        self._temporary = unsealed(parts_folder(self._writer.path))
+        try:
+            self._output = hdf5.Output(self._temporary, in_memory=False)
+        except OSError:
+            self._temporary.unlink()
+            raise
+        hdf5.begin(self._output.file, self._writer.config, self._writer.fingerprint)
+        return hdf5.VideoWriter(self._output.file, self.row["id"], label=self.row["label"], source=self.row["source"])
 
     def finish(self, found: Mapping[str, Any]) -> None:
         """The video is complete; `found` are the catalog values that only decoding told."""
@@ -127,7 +126,7 @@ class VideoSink:
             return
         try:
             with self._writer.lock, disk_errors(self._writer.path):
-                self._write()
+                self._flush()
                 self._output.reserve(hdf5.ROW_BYTES)
                 self._stream.finish()
                 self._writer.close_part(self._output, self._temporary, [self.row], [])
