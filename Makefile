@@ -5,6 +5,7 @@
 #   BACKBONE=  any torchvision classification model (default: resnet50)
 #   WEIGHTS=   a torchvision weight name, a checkpoint file, or `random` (default: DEFAULT)
 #   OUT=       the bank (default: data/, the name of DATA, .h5)
+#   RUN=       the run folder of a head (default: data/, the name of the bank, -head)
 #   ARGS=      any further options of the command
 #   PYTHON=    the Python that makes .venv/ (default: python3)
 #   JOBS=      processes that share the tests (default: 2)
@@ -28,21 +29,27 @@ OUT = data/$(shell basename -- $(call quoted,$(DATA)) .csv).h5
 SETTINGS =
 endif
 
+RUN = $(patsubst %.h5,%,$(OUT))-head
+
 BIN = .venv/bin
 quoted = '$(subst ','\'',$(1))'
 
 help: ## list the commands (what plain `make` does)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 	@printf '\nVariables, as in: make extract DATA=my_videos ARGS="--fps 5"\n'
 	@awk '/^#   [A-Z]+= / { sub(/^# /, ""); print }' Makefile
 
-demo: .venv/.installed ## make a small sample set, bank it and show the bank (no network, no videos needed)
+demo: .venv/.installed ## make a small sample set, bank it, train a head and evaluate it (no network, no videos needed)
 	$(BIN)/framebank demo
 
 extract: .venv/.installed ## bank every frame of the videos in DATA=, into OUT=
 	$(if $(SAMPLES),$(BIN)/framebank samples $(SAMPLES))
 	$(BIN)/framebank extract $(call quoted,$(or $(DATA),$(SAMPLES))) --out $(call quoted,$(OUT)) \
 		--backbone $(call quoted,$(BACKBONE)) --weights $(call quoted,$(WEIGHTS)) $(SETTINGS) $(ARGS)
+
+train-head: .venv/.installed ## train a head on the bank OUT= (default: the sample set's, banked first), into RUN=
+	$(if $(SAMPLES),@$(MAKE) --no-print-directory extract ARGS=)
+	$(BIN)/framebank train-head $(call quoted,$(OUT)) --out $(call quoted,$(RUN)) $(ARGS)
 
 describe: .venv/.installed ## show what the bank OUT= holds
 	$(BIN)/framebank describe $(call quoted,$(OUT)) $(ARGS)
@@ -78,4 +85,4 @@ clean: ## remove caches and install stamps; .venv/ itself and data/ stay
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-.PHONY: help demo extract describe test test-all check clean
+.PHONY: help demo extract train-head describe test test-all check clean

@@ -21,4 +21,41 @@ bank           the bank: one file and the sealed parts beside it, read as one
 sealing        finished videos -> sealed parts
 packing        parts -> one self-contained bank file; merge and remove
 resuming       which videos still need banking, and whether the bank was made the same way
+extraction     a table of videos -> sealed parts: what making a bank and predicting have in common
+
+tables         CSV files that people bring, read as text with their lines
+frame_labels   files of segments or labels of frames, in the formats of the field -> spans
+segments       spans <-> labels of the banked frames, by their real times
+targets        what is to be predicted: one target per video or per frame
+splits         which videos train, which choose and which are scored
+selection      which rows of a banked video a head sees, in training and in testing
+joined_banks   one bank or several read side by side
+sequences      the videos of a bank in memory or streamed, as packed batches
+layout         where each video's rows lie in a packed sequence
+inputs         the rows that a head reads: less their mean, beside their changes
+standardisation  what centres, scales and projects them: statistics of the training videos
+recurrence     the LSTM or GRU over packed rows, its dropped weights and its first weights
+pooling        one vector for a whole sequence, of its true steps alone
+heads          packed feature rows -> a prediction per video or per step
+long_sequences  one long video through a head, in bounded memory
+objectives     targets aligned with batches, the loss on them, outputs -> predictions
+scoring        a head -> its predictions of videos, long ones in chunks, crops averaged
+optimisation   how a head is trained: optimiser, learning rate over time, clipping
+epochs         one epoch laid out: which rows each step of the optimiser sees
+checkpointing  a training's state on disk, whole or not at all
+fitting        head, sequences, targets -> the best epoch's weights
+bundles        heads and all that turns their outputs into predictions, as safetensors and JSON
+predictions    predictions as tables: per video and per frame
+alike          new videos banked exactly as the head's bank was
+material       what heads are trained from: sequences, targets, classes, groups
+training       one fold -> a trained, calibrated bundle
+metrics        scores of predictions, by the field's names
+segment_metrics  edit score and segmental F1
+bootstrap      how sure a score is: intervals that resample whole groups
+baselines      what does without order: majority, last frame, pooled features
+results        held-out predictions -> scores, intervals, differences, tables
+held_out       what heads and baselines say of the test part of a fold
+rescoring      a finished run's heads once more, on its own or other banks
+runs           the folder of a run
+figures        confusion matrix, learning curves and scatter as PNG
 """

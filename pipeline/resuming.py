@@ -76,6 +76,16 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other or (one != one and other != other))
 
 
+def with_state(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `find_videos` with what a bank keeps of each source: source str, size (bytes), mtime (ns) int64."""
+    states = [source_state(path, kind) for path, kind in zip(table["path"], table["kind"], strict=True)]
+    return table.assign(
+        source=[source_text(path) for path in table["path"]],
+        size=[size for size, _ in states],
+        mtime=[mtime for _, mtime in states],
+    )
+
+
 def plan(table: pd.DataFrame, bank: Bank | None, *, retry_failed: bool, allow_partial: bool = False) -> Plan:
     """Decide what to do with each video that was found.
 
@@ -86,12 +96,7 @@ def plan(table: pd.DataFrame, bank: Bank | None, *, retry_failed: bool, allow_pa
     Raises:
         UserError: an id that is banked from one file now stands for another file, and the first is still there.
     """
-    states = [source_state(path, kind) for path, kind in zip(table["path"], table["kind"], strict=True)]
-    table = table.assign(
-        source=[source_text(path) for path in table["path"]],
-        size=[size for size, _ in states],
-        mtime=[mtime for _, mtime in states],
-    )
+    table = with_state(table)
     if bank is None:
         return Plan(table, table[:0], hdf5.empty_table(hdf5.FAILURES), [], [], [], [], table[["id"]][:0])
     banked = {row["id"]: row for row in hdf5.records(bank.catalog)}

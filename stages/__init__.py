@@ -1,12 +1,19 @@
 """One file per command. Stages meet through files in data/, never by importing each other.
 
-stage     make target    reads                        writes
-extract   make extract   videos                       a bank (data/<name>.h5)
-describe  make describe  a bank                       a description on the terminal, or CSV
-keep                     banks                        one packed or merged bank, or one without some videos
-demo      make demo      nothing                      data/samples/, data/samples.h5
+stage       make target      reads                        writes
+extract     make extract     videos                       a bank (data/<name>.h5)
+describe    make describe    a bank                       a description on the terminal, or CSV
+keep                         banks                        one packed or merged bank, or one without some videos
+train_head  make train-head  a bank, or several           a run folder (data/<name>-head)
+evaluate                     a run, or a run and banks    scores on the terminal, or JSON
+predict                      a run and videos             labels on the terminal, CSV, JSON, segments
+compare                      runs                         a table on the terminal, CSV or JSON
+bench_heads                  a bank                       figures on the terminal, or JSON
+demo        make demo        nothing                      data/samples/, data/samples.h5, data/samples-head/
 
-cli       the command `framebank`: options in, one call of a stage, exit status out; the only file that imports click
-console   what the person at the terminal sees while a stage runs
-summary   what extract says before it begins and at its end
+cli             the command `framebank`: one call of a stage per command, exit status out
+options         what the commands can be told, in groups that they share
+console         what the person at the terminal sees while a stage runs
+summary         what extract says before it begins and at its end
+training_words  what train-head says, and how results are written for people
 """

@@ -1,4 +1,4 @@
-"""The command `framebank`: options, help, exit statuses; the work is in the stages. The only file that imports click.
+"""The command `framebank`: its commands, help and exit statuses; the work is in the stages, the options in options.py.
 
 Exit statuses: 0 done; 1 verification found problems; 2 could not run as asked (one line says why); 3 finished, with
 videos in the ledger of failures; 130 interrupted, and resumable.
@@ -7,26 +7,31 @@ videos in the ledger of failures; 130 interrupted, and resumable.
 import io
 import os
 import sys
-from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import UserError
-
-
-class _Path(click.Path):
-    """A path that is not empty."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not str(value):
-            self.fail("the path is empty", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-_BANK = _Path(path_type=Path, dir_okay=False)
-_DATA = _Path(path_type=Path)
+from stages.options import (
+    BACKBONE,
+    BANK,
+    BATCH_SIZE,
+    DATA,
+    DEVICE,
+    FRAMES,
+    HEAD,
+    PRECISION,
+    QUIET,
+    RUN,
+    SPLITS,
+    STEPS,
+    TARGET_FILES,
+    TARGETS,
+    TRAINING,
+    WHAT,
+)
 
 
 class _Refusal(click.ClickException):
@@ -71,165 +76,15 @@ def main() -> None:
     """
 
 
-def _region(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    if not value:
-        return ""
-    try:
-        x, y, width, height = (int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not x,y,width,height in whole pixels, such as 40,0,320,240") from None
-    if min(x, y) < 0 or min(width, height) < 1:
-        raise click.BadParameter(f"{value!r} needs x, y of at least 0 and width, height of at least 1")
-    return f"{x},{y},{width},{height}"
-
-
-def _batch_size(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    if value != "auto" and not (value.isdecimal() and int(value) > 0):
-        raise click.BadParameter(f"{value!r} is neither auto nor a positive whole number")
-    return value
-
-
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-_WHAT = _options(
-    click.option(
-        "--label-from",
-        metavar="LEVEL|REGEX|none",
-        help=(
-            "Class label from a folder level (1 is the first below DATA, -1 the one above the file) "
-            "or a regular expression on the path below DATA, suffix included.  [default: 1]"
-        ),
-    ),
-    click.option(
-        "--group-from",
-        metavar="LEVEL|REGEX",
-        help="Group (recording, person, …) in the same ways; UCF101: '_(g\\d+)_'.",
-    ),
-    click.option(
-        "--split-list",
-        "split_lists",
-        type=_DATA,
-        multiple=True,
-        help="UCF101 or HMDB51 split lists: a file or a folder of them. May be repeated.",
-    ),
-    click.option("--all-files", is_flag=True, help="Try every file, whatever its suffix."),
-    click.option(
-        "--image-fps",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="N",
-        help="Frame rate of folders of images, which have no clock of their own.",
-    ),
-)
-_BACKBONE = _options(
-    click.option("--backbone", default="resnet50", show_default=True, help="Any torchvision classification model."),
-    click.option(
-        "--weights",
-        default="DEFAULT",
-        show_default=True,
-        help=("A torchvision weight name (IMAGENET1K_V2), 'random', or a checkpoint file (.pth, .safetensors)."),
-    ),
-    click.option(
-        "--layer",
-        help=(
-            "Node of the model to bank; NODE:mean averages a conv map over space.  [default: what its"
-            " last linear layer reads]"
-        ),
-    ),
-    click.option("--preset", help="Whose preprocessing goes with a checkpoint file or random weights, by weight name."),
-    click.option(
-        "--image-size",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Side of the square image the model sees.  [default: the preset's]",
-    ),
-    click.option(
-        "--fit",
-        type=click.Choice(["crop", "squash", "pad"]),
-        default="crop",
-        show_default=True,
-        help="How a frame becomes square: cut its middle out, change its aspect, or pad it.",
-    ),
-    click.option(
-        "--crop",
-        callback=_region,
-        default="",
-        metavar="X,Y,W,H",
-        help=("Use only this region of every frame, in pixels; a manifest's crop_x, crop_y, crop_w, crop_h go first."),
-    ),
-    click.option(
-        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights."
-    ),
-)
-_FRAMES = _options(
-    click.option(
-        "--stride", type=click.IntRange(min=1), metavar="N", help="Take every N-th frame.  [default: every frame]"
-    ),
-    click.option(
-        "--fps",
-        type=click.FloatRange(min=0, min_open=True),
-        help="Take so many frames per second, by their real times.",
-    ),
-    click.option(
-        "--frames", type=click.IntRange(min=1), metavar="N", help="Take so many frames per video, evenly spread."
-    ),
-    click.option("--allow-partial", is_flag=True, help="Bank what decodes of broken videos, marked as partial."),
-)
-_RUN = _options(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-        default="auto",
-        show_default=True,
-        help="Compute precision; auto is bf16 where the machine has it, else fp32.",
-    ),
-    click.option(
-        "--store",
-        type=click.Choice(["float16", "float32"]),
-        default="float16",
-        show_default=True,
-        help="Type of the stored embeddings.",
-    ),
-    click.option(
-        "--batch-size",
-        callback=_batch_size,
-        default="auto",
-        show_default=True,
-        metavar="N|auto",
-        help="Frames per forward.",
-    ),
-    click.option("--retry-failed", is_flag=True, help="Try the videos that failed before again."),
-    click.option(
-        "--pack/--no-pack",
-        default=True,
-        help=(
-            "Fold the parts into one file at the end, when they are a quarter of it or more; or leave"
-            " them and link.  [default: pack]"
-        ),
-    ),
-    click.option(
-        "--dry-run", is_flag=True, help="Say what would be done, and how long and large, from two or three videos."
-    ),
-    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
-)
-
-
 @main.command(short_help="Bank the embeddings of all frames of all videos.")
-@click.argument("data", type=_DATA)
+@click.argument("data", type=DATA)
 @click.option(
-    "-o", "--out", type=_BANK, required=True, help="The bank, an HDF5 file. What it holds already is not done again."
+    "-o", "--out", type=BANK, required=True, help="The bank, an HDF5 file. What it holds already is not done again."
 )
-@_WHAT
-@_BACKBONE
-@_FRAMES
-@_RUN
+@WHAT
+@BACKBONE
+@FRAMES
+@RUN
 def extract(stride: int | None, fps: float | None, frames: int | None, **options: Any) -> None:
     """Bank the embeddings of all frames of all videos in DATA.
 
@@ -248,8 +103,154 @@ def extract(stride: int | None, fps: float | None, frames: int | None, **options
     raise SystemExit(run(ExtractConfig(sampling=sampling, **options)))
 
 
+@main.command("train-head", short_help="Train an LSTM or GRU head on a bank, beside baselines.")
+@click.argument("banks", type=BANK, nargs=-1, required=True, metavar="BANK...")
+@click.option("-o", "--out", type=DATA, required=True, help="The run folder. A run that was stopped goes on.")
+@TARGETS
+@SPLITS
+@STEPS
+@HEAD
+@TRAINING
+def train_head(**options: Any) -> None:
+    """Train a recurrent head on the sequences of BANK and score it on held-out videos, beside simple baselines.
+
+    The target is the bank's label unless you say otherwise. What is held out is the bank's split column, else folds or
+    a random part: never a clip of a recording (group) that was trained on.
+    """
+    from stages.train_head import TrainHeadConfig, run
+
+    raise SystemExit(run(_train_head_config(TrainHeadConfig, options)))
+
+
+@main.command(short_help="Score a finished run again, or on other banks.")
+@click.argument("run", type=DATA)
+@click.argument("banks", type=BANK, nargs=-1, metavar="[BANK...]")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "all"]),
+    help="The test part alone, or all videos.  [default: test of the run's own bank, all of others]",
+)
+@TARGET_FILES
+@click.option("--json", type=DATA, metavar="FILE", help="Write the scores as JSON.")
+@DEVICE
+@QUIET
+def evaluate(**options: Any) -> None:
+    """Score the heads of RUN again on what they did not train on.
+
+    Without BANK these are the run's own held-out videos, each with the head that was trained without it, held against
+    what the run wrote down: exit status 1 if they differ. With BANK it is the final head on the videos of another bank
+    that was made alike; what it trained on is left out. Targets come from where the run's came, unless you say so.
+    """
+    from stages.evaluate import EvaluateConfig
+    from stages.evaluate import run as stage
+
+    raise SystemExit(stage(EvaluateConfig(**options)))
+
+
+@main.command(short_help="Run backbone and head on new videos.")
+@click.argument("run", type=DATA)
+@click.argument("videos", type=DATA, nargs=-1, required=True, metavar="VIDEO...")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="FILE",
+    help="The checkpoint of the backbone, if it was a file; checked. One for each bank that the head reads.",
+)
+@click.option("--csv", type=DATA, metavar="FILE", help="Write a row per video: id, predicted, p_LABEL…")
+@click.option("--json", type=DATA, metavar="FILE", help="The same as JSON, with what could not be read.")
+@click.option("--frames", type=DATA, metavar="FILE", help="Write a row per frame, with its time.")
+@click.option("--segments", type=DATA, metavar="FILE", help="Write id, start, end, label of predicted segments.")
+@click.option("--all-files", is_flag=True, help="Try every file, whatever its suffix.")
+@click.option("--image-fps", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Rate of image folders.")
+@click.option("--allow-partial", is_flag=True, help="Predict from what decodes of broken videos.")
+@DEVICE
+@PRECISION
+@BATCH_SIZE
+@QUIET
+def predict(**options: Any) -> None:
+    """Predict VIDEO (files, folders, manifests) with the head of RUN.
+
+    The backbone runs over the videos as it did for the bank that the head was trained on: the same weights, layer,
+    preprocessing and frames, or the command refuses. A video that cannot be read is named, and the exit status is 3.
+    """
+    from stages.predict import PredictConfig
+    from stages.predict import run as stage
+
+    raise SystemExit(stage(PredictConfig(**options)))
+
+
+@main.command(short_help="Set runs side by side.")
+@click.argument("runs", type=DATA, nargs=-1, required=True, metavar="RUN...")
+@click.option("--csv", type=DATA, metavar="FILE", help="Write the table as CSV.")
+@click.option("--json", type=DATA, metavar="FILE", help="Write it as JSON.")
+def compare(**options: Any) -> None:
+    """Set finished RUNs side by side: score, interval, difference to the best baseline, time.
+
+    It says so where runs held out different videos: their scores cannot be compared.
+    """
+    from stages.compare import CompareConfig, run
+
+    raise SystemExit(run(CompareConfig(**options)))
+
+
+@main.group()
+def bench() -> None:
+    """Measure how fast things are here: ratios to bare loops, taken in one run."""
+
+
+@bench.command("heads", short_help="Training heads, beside bare loops and the CNN.")
+@click.argument("bank", type=BANK)
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Of each loop, in turn.")
+@click.option("--hidden", type=click.IntRange(min=1), default=256, show_default=True, help="Units of the LSTM.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Videos per step.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+@click.option("--cnn-videos", type=click.IntRange(min=0), default=0, show_default=True, help="Run the CNN on so many.")
+@click.option("--weights", multiple=True, metavar="FILE", help="The CNN's checkpoint, if the bank's was a file.")
+@click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON.")
+@DEVICE
+def bench_heads(**options: Any) -> None:
+    """Time an epoch of training on BANK: ours, a bare loop over packed batches, and one that packs every time.
+
+    With --cnn-videos also what an epoch costs that runs the network over the videos again.
+    """
+    from stages.bench_heads import BenchHeadsConfig, run
+
+    raise SystemExit(run(BenchHeadsConfig(**options)))
+
+
+def _train_head_config(kind: Any, options: dict[str, Any]) -> Any:
+    """The flat options of the command line as the nested config of the stage."""
+    from pipeline.heads import HeadConfig
+    from pipeline.optimisation import FitConfig
+    from pipeline.selection import Selection
+
+    def take(config: Any) -> dict[str, Any]:
+        return {field.name: options.pop(field.name) for field in fields(config) if field.name in options}
+
+    rules = {
+        "stride": "stride",
+        "fps": "fps",
+        "frames": "frames",
+        "tsn": "tsn",
+        "tail": "tail",
+        "window": "crop",
+        "part": "part",
+    }
+    given = [(name, options.pop(name)) for name in rules]
+    given = [(name, amount) for name, amount in given if amount is not None]
+    if len(given) > 1:
+        raise click.UsageError(" and ".join(f"--{name}" for name, _ in given) + " exclude one another; give one")
+    rule, amount = (rules[given[0][0]], given[0][1]) if given else ("part", 0.5)
+    selection = Selection(rule, amount, options.pop("test_crops"))
+    allow = frozenset(name for name in ("overlap", "unknown", "beyond") if options.pop(f"allow_{name}"))
+    if options["bidirectional"] is None:
+        options["bidirectional"] = options["cell"] != "none"
+    head, fit = HeadConfig(**take(HeadConfig)), FitConfig(**take(FitConfig))
+    return kind(selection=selection, allow=allow, head=head, fit=fit, **options)
+
+
 @main.command(short_help="Look into a bank; --verify reads all of it.")
-@click.argument("bank", type=_BANK)
+@click.argument("bank", type=BANK)
 @click.argument("video", metavar="[ID]", required=False)
 @click.option("--csv", "as_csv", is_flag=True, help="Write the catalog as CSV, one row per video.")
 @click.option("--failures", is_flag=True, help="Write the failures as CSV: what could not be banked, and why.")
@@ -277,7 +278,7 @@ def describe(bank: Path, video: str | None, as_csv: bool, failures: bool, verify
 
 
 @main.command(short_help="Fold the parts of a bank into one file.")
-@click.argument("bank", type=_BANK)
+@click.argument("bank", type=BANK)
 def pack(bank: Path) -> None:
     """Rewrite BANK and the parts in BANK.parts as one self-contained file. Needs free disk of its size meanwhile."""
     from stages import keep
@@ -286,8 +287,8 @@ def pack(bank: Path) -> None:
 
 
 @main.command(short_help="Merge banks that were made alike.")
-@click.argument("banks", type=_BANK, nargs=-1, required=True, metavar="BANK...")
-@click.option("-o", "--out", type=_BANK, required=True, help="The merged bank; if it exists, it is merged too.")
+@click.argument("banks", type=BANK, nargs=-1, required=True, metavar="BANK...")
+@click.option("-o", "--out", type=BANK, required=True, help="The merged bank; if it exists, it is merged too.")
 def merge(banks: tuple[Path, ...], out: Path) -> None:
     """Merge every BANK into one. They must have been made alike: backbone, weights, preprocessing, frames, types."""
     from stages import keep
@@ -296,7 +297,7 @@ def merge(banks: tuple[Path, ...], out: Path) -> None:
 
 
 @main.command(short_help="Remove videos from a bank.")
-@click.argument("bank", type=_BANK)
+@click.argument("bank", type=BANK)
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 def remove(bank: Path, ids: tuple[str, ...]) -> None:
     """Remove every video ID from BANK and from its failures. The bank is rewritten, so its space is free at once."""
@@ -306,7 +307,7 @@ def remove(bank: Path, ids: tuple[str, ...]) -> None:
 
 
 @main.command(short_help="Write the sample clips that the demo uses.")
-@click.argument("folder", type=_DATA)
+@click.argument("folder", type=DATA)
 def samples(folder: Path) -> None:
     """Write a small set of real, encoded clips with their manifest into FOLDER, unless they are there."""
     from pipeline.samples import make_samples
@@ -315,7 +316,7 @@ def samples(folder: Path) -> None:
 
 
 @main.command(short_help="The whole walk on clips made here, in a minute.")
-@click.argument("folder", type=_DATA, default=Path("data"))
+@click.argument("folder", type=DATA, default=Path("data"))
 def demo(folder: Path) -> None:
     """Make sample clips in FOLDER (default: data), bank them and show the bank. Needs no network and no data."""
     from stages.demo import run

@@ -4,18 +4,18 @@ import sys
 from pathlib import Path
 
 from pipeline.samples import make_samples
-from stages import describe, extract
+from stages import describe, evaluate, extract, predict, train_head
 from stages.console import Display
 
 
 def run(folder: Path) -> int:
-    """Make the sample clips in `folder`/samples, bank them in `folder`/samples.h5 and show the bank.
+    """Make clips in `folder`/samples, bank them in `folder`/samples.h5, train a head in `folder`/samples-head, use it.
 
     Returns:
-        the exit status of the extraction.
+        the exit status of the first stage that did not end well, else 0.
     """
     display = Display()
-    data, bank = folder / "samples", folder / "samples.h5"
+    data, bank, head = folder / "samples", folder / "samples.h5", folder / "samples-head"
     display.line("1. Sample clips: a disc that swells or shrinks on a ground whose hue runs forwards or backwards.")
     clips = make_samples(data)
     display.field("Clips", f"{len(clips)} in {data}")
@@ -24,10 +24,27 @@ def run(folder: Path) -> int:
     status = extract.run(
         extract.ExtractConfig(data=data, out=bank, backbone="squeezenet1_1", weights="random", image_size=64)
     )
+    if status:
+        return status
     display.line()
     display.line("3. The bank:")
     describe.overview(bank)
-    display.line(f"Open it with any HDF5 tool (h5ls -r {bank}), or look at one video:")
+    display.line()
+    display.line("4. A head on the bank. The classes differ in the order of their frames alone: what looks at single")
+    display.line("   frames, or pools them without order, can only guess; a recurrent state sees the order.")
+    status = train_head.run(train_head.TrainHeadConfig(banks=(bank,), out=head))
+    if status:
+        return status
+    display.line()
+    display.line("5. The same held-out clips once more, from what the run folder holds:")
+    status = evaluate.run(evaluate.EvaluateConfig(run=head))
+    display.line()
+    display.line("6. One clip from its file: backbone and head together.")
+    clip = clips["path"].iloc[0]
+    status = status or predict.run(predict.PredictConfig(run=head, videos=(data / clip,)))
+    display.line()
     command = sys.argv[0] if Path(sys.argv[0]).name == "framebank" else "framebank"
-    display.line(f"  {command} describe {bank} {clips['path'].iloc[0].rsplit('.', 1)[0]}")
+    display.line(f"Look at {head / 'confusion.png'} and {head / 'curves.png'}; open the bank with any HDF5 tool")
+    display.line(f"(h5ls -r {bank}), or see what it holds of one video:")
+    display.line(f"  {command} describe {bank} {clip.rsplit('.', 1)[0]}")
     return status

@@ -1,12 +1,7 @@
 """Stage one: videos -> embeddings in a bank. Reads videos and weights; writes the bank, and only what it lacks."""
 
-import os
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +11,13 @@ import pandas as pd
 from pipeline import bank as banks
 from pipeline import packing, resuming
 from pipeline.backbone import Backbone, load_backbone
-from pipeline.encoder import Encode, choose_batch_size, choose_device, choose_precision, make_encoder
-from pipeline.engine import Progress, ReadOptions, extract_videos
+from pipeline.encoder import choose_batch_size, choose_device, choose_precision
+from pipeline.engine import Progress, ReadOptions
 from pipeline.errors import UserError
+from pipeline.extraction import Encoding, embed, make_encoding, recipe_of, with_region
 from pipeline.features import records
 from pipeline.sampling import Sampling
-from pipeline.sealing import PartWriter, disk_errors
-from pipeline.sources import source_text
+from pipeline.sealing import disk_errors
 from pipeline.videos import Found, absolute_path, find_videos, probe_videos
 from stages import summary
 from stages.console import Display, megabytes, plain_time, sampling_words
@@ -62,16 +57,6 @@ class ExtractConfig:
     quiet: bool = False
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """How this run makes embeddings: the loaded encoder and what the bank records of it."""
-
-    encode: Encode
-    batch_size: int
-    options: ReadOptions
-    recorded: dict[str, Any]
-
-
 def run(config: ExtractConfig) -> int:
     """Bank what the bank lacks.
 
@@ -99,7 +84,7 @@ def run(config: ExtractConfig) -> int:
         fit=config.fit,
         seed=config.seed,
     )
-    recipe = _recipe(config, backbone, precision)
+    recipe = recipe_of(backbone, config.sampling, crop=config.crop, precision=precision, store=config.store)
     if bank is not None and bank.fingerprint != banks.fingerprint_of(recipe):
         if not bank.only_failures:
             raise UserError(_differing(config.out, backbone, bank, recipe))
@@ -113,21 +98,14 @@ def run(config: ExtractConfig) -> int:
     progress, interrupted = Progress(), False
     if len(plan.todo):
         batch_size = choose_batch_size(config.batch_size, device, banked["compute"])
-        encode, batch_size = make_encoder(backbone, device, precision, batch_size)
-        recorded = {
-            "recipe": recipe,
-            "weights": backbone.weights,
-            "preset": backbone.preprocessing.preset,
-            "compute": {"device": device.type, "batch_size": batch_size},
-            "data": source_text(str(absolute_path(config.data))),
-        }
         options = ReadOptions(config.sampling, backbone.preprocessing, config.allow_partial)
-        encoding = Encoding(encode, batch_size, options, recorded)
+        data = str(absolute_path(config.data))
+        encoding = make_encoding(backbone, recipe, options, device, batch_size, data)
         if config.dry_run:
             _estimate(display, plan, probed, encoding)
             return OK
         with disk_errors(config.out):
-            banks.create(config.out, recorded)
+            banks.create(config.out, encoding.recorded)
         interrupted = _extract(display, config.out, plan, probed, encoding, progress, _latest(bank))
     elif config.dry_run:
         return OK
@@ -150,28 +128,7 @@ def _find(config: ExtractConfig, bank: banks.Bank | None) -> Found:
         known=resuming.known_sources(bank, root),
         exclude=(out, banks.parts_folder(out), banks.lock_file(out)),
     )
-    table = found.table.copy()
-    table.loc[table["crop"] == "", "crop"] = config.crop
-    if config.image_fps is not None:
-        table.loc[(table["kind"] == "images") & table["fps"].isna(), "fps"] = config.image_fps
-    return replace(found, table=table)
-
-
-def _recipe(config: ExtractConfig, backbone: Backbone, precision: str) -> dict[str, Any]:
-    """What decides the embeddings: two runs with the same recipe may share a bank."""
-    preprocessing = backbone.preprocessing.describe()
-    preprocessing.pop("preset", None)
-    return {
-        "backbone": backbone.name,
-        "layer": backbone.layer,
-        "weights_sha256": backbone.sha256,
-        "feature_shape": list(backbone.feature_shape),
-        "preprocessing": preprocessing,
-        "crop": config.crop,
-        "sampling": config.sampling.describe(),
-        "precision": precision,
-        "store": config.store,
-    }
+    return replace(found, table=with_region(found.table, config.crop, config.image_fps))
 
 
 def _differing(out: Path, backbone: Backbone, bank: banks.Bank, recipe: dict[str, Any]) -> str:
@@ -194,31 +151,6 @@ def _latest(bank: banks.Bank | None) -> str:
     return "" if bank is None else max([*bank.catalog["banked"], *bank.failures["when"]], default="")
 
 
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second interrupts at once."""
-    stop = threading.Event()
-
-    def ask(signum: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-def _lanes(device: str, videos: int) -> tuple[int, int]:
-    """How many videos to work on at once, and with how many threads each: together the cores that we may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lanes = max(1, min(cores, videos))
-    return lanes, cores // lanes if device == "cpu" else 1
-
-
 def _extract(
     display: Display,
     out: Path,
@@ -230,37 +162,13 @@ def _extract(
 ) -> bool:
     """Run the engine over what is to do. Returns whether it was interrupted."""
 
-    def sealed(videos: int, failures: int, rows: int) -> None:
-        progress.videos_sealed += videos
-        progress.rows_sealed += rows
+    def stopped() -> None:
+        display.line("Stopping: videos in flight are dropped, finished ones sealed.")
 
-    writer = PartWriter(out, encoding.recorded, sealed, newer_than=newer_than)
-    told = False
-
-    def watch(done: Progress) -> None:
-        nonlocal told
-        if stop.is_set() and not told:
-            told = True
-            display.line("Stopping: videos in flight are dropped, finished ones sealed.")
-        show(done)
-
-    lanes, threads = _lanes(encoding.recorded["compute"]["device"], len(plan.todo))
     whole = encoding.options.sampling == Sampling()
     frames = int(probed["frames_declared"].sum()) if whole and (probed["frames_declared"] > 0).all() else 0
-    with _stopping() as stop, display.progress(len(plan.todo), frames) as show:
-        extract_videos(
-            records(plan.todo),
-            encoding.options,
-            encoding.encode,
-            encoding.batch_size,
-            writer,
-            lanes=lanes,
-            threads_per_lane=threads,
-            stop=stop,
-            progress=progress,
-            on_progress=watch,
-        )
-    return progress.videos_sealed + progress.failures < len(plan.todo)
+    with display.progress(len(plan.todo), frames) as show:
+        return embed(out, plan.todo, encoding, progress, newer_than=newer_than, on_progress=show, on_stop=stopped)
 
 
 def _fold_in(display: Display, config: ExtractConfig, plan: resuming.Plan, interrupted: bool) -> str:

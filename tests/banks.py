@@ -1,5 +1,6 @@
 """Banks for tests that need no CNN: embeddings drawn at random, written through the real writer."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,41 @@ def embeddings(video_id: str, rows: int, shape: tuple[int, ...] = (8,)) -> np.nd
     """(rows, *shape) float32 that depend on the id alone."""
     seed = sum(map(ord, video_id))
     return np.random.default_rng(seed).normal(size=(rows, *shape)).astype(np.float32)
+
+
+def bank_of(
+    path: Path, videos: Mapping[str, np.ndarray], columns: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any
+) -> Path:
+    """A bank of given embeddings, 10 rows a second.
+
+    Args:
+        videos: id -> (T, D) or (T, C, H, W).
+        columns: id -> changes to its catalog row.
+        changes: to the recipe.
+    """
+    made = config(**{"feature_shape": list(next(iter(videos.values())).shape[1:]), "store": "float32", **changes})
+    banks.create(path, made)
+    writer = PartWriter(path, made, lambda *_: None)
+    for video_id, rows in videos.items():
+        sink = writer.open(row(video_id, **{"digest": video_id, **(columns or {}).get(video_id, {})}))
+        if len(rows):
+            sink.append(rows.astype(np.float32), np.arange(len(rows)) / 10, np.arange(len(rows)))
+        sink.finish({"frames_decoded": len(rows), "duration": len(rows) / 10, "start_time": 0.0, "fps": 10.0})
+    writer.seal()
+    return path
+
+
+def in_order(count: int, features: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+    """`count` videos of two classes, "rising/NN" and "falling/NN", that differ in the order of their rows alone."""
+    generator = np.random.default_rng(seed)
+    videos = {}
+    for number in range(count):
+        length = int(generator.integers(8, 16))
+        saw = (np.arange(length) + generator.integers(6)) % 6 / 2.5 - 1  # six steps from -1 to 1, begun anywhere
+        rows = saw[:, None] + generator.normal(scale=0.1, size=(length, features))
+        name = "rising" if number % 2 else "falling"
+        videos[f"{name}/{number:03}"] = (rows if number % 2 else rows[::-1]).astype(np.float32)
+    return videos
 
 
 def fill(path: Path, lengths: dict[str, int], *, failures: dict[str, str] | None = None, **changes: Any) -> None:

@@ -1,0 +1,286 @@
+"""The model bundle: everything that turns banked embeddings into predictions, as safetensors and JSON.
+
+A bundle is one trained head, or several whose scores are fused (one per bank), with the labels, the calibration, and
+the recipes of the embeddings that it understands. `model.safetensors` holds the tensors, `model.json` all the rest;
+nothing in them is executed. With the backbone's weights it is all that prediction on a new video needs.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, logit, softmax
+from sklearn.metrics import precision_recall_curve
+
+from pipeline.bank import Bank, differences
+from pipeline.checkpointing import replace_file
+from pipeline.errors import UserError
+from pipeline.fitting import score
+from pipeline.heads import Head, HeadConfig, restored
+from pipeline.objectives import Objective
+from pipeline.selection import Selection
+from pipeline.sequences import Sequences
+
+FORMAT, SCHEMA = "framebank head", 1
+_TINY = 1e-12  # probabilities are kept this far from 0 and 1 before their logarithm is taken
+_MAY_DIFFER = ("precision", "store")  # embeddings that differ in these alone are close enough to predict from
+
+
+@dataclass(frozen=True)
+class Member:
+    """One head and what it reads.
+
+    Attributes:
+        head: the trained head, in evaluation mode.
+        banks: of each bank whose features it reads side by side, what made it: {"config": ..., "fingerprint": ...}.
+        spatial: how maps are read (see `pipeline.sequences.load_sequences`).
+    """
+
+    head: Head
+    banks: tuple[dict[str, Any], ...]
+    spatial: str | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Heads, and how their outputs become predictions.
+
+    Attributes:
+        members: one head, or one per bank.
+        kind: "class", "multilabel" or "value"; per_frame: one target per frame instead of one per video.
+        labels: the K classes in the order of the outputs; empty for values.
+        temperature: what the log-probabilities are divided by (Guo et al. 2017), fitted on held-out validation videos.
+        thresholds: (K,) above which a label counts as present; only for multilabel.
+        fusion: "none", "mean" of the members' scores, or "svm": a linear SVM on them, `svm` (K, members × K + 1).
+        min_seconds: predicted segments shorter than this are smoothed away.
+        trained_on: id -> digest of every video that training or validation saw.
+    """
+
+    members: tuple[Member, ...]
+    kind: str
+    per_frame: bool
+    labels: tuple[str, ...]
+    objective: Objective
+    selection: Selection
+    temperature: float = 1.0
+    thresholds: np.ndarray | None = None
+    fusion: str = "none"
+    svm: np.ndarray | None = None
+    min_seconds: float = 0.0
+    trained_on: Mapping[str, str] | None = None
+
+
+Scores = np.ndarray | list[np.ndarray]  # (B, K), or per video (T, K)
+
+
+def described(bank: Bank) -> dict[str, Any]:
+    """What a bundle keeps of a bank."""
+    return {"config": bank.config, "fingerprint": bank.fingerprint}
+
+
+def score_bundle(
+    bundle: Bundle, sequences: Sequence[Sequences], videos: np.ndarray, *, device: torch.device | str = "cpu"
+) -> Scores:
+    """Calibrated and fused probabilities (values for regression).
+
+    Args:
+        bundle: the bundle.
+        sequences: of each member, the sequences that its head reads, all with the same videos in the same order.
+        videos: (B,) positions in them.
+
+    Returns:
+        (B, K) float32 for targets per video, else per video (T, K) for all its banked rows.
+    """
+    scores = [
+        score(member.head, each, videos, bundle.objective, bundle.selection, device=device)
+        for member, each in zip(bundle.members, sequences, strict=True)
+    ]
+    if bundle.per_frame:
+        return [_calibrated(bundle, _fused(bundle, list(steps))) for steps in zip(*scores, strict=True)]
+    return _calibrated(bundle, _fused(bundle, [np.asarray(each) for each in scores]))
+
+
+def _fused(bundle: Bundle, scores: list[np.ndarray]) -> np.ndarray:
+    """The members' scores, each (n, K), as one (n, K)."""
+    if bundle.fusion == "svm":
+        assert bundle.svm is not None
+        return softmax(np.hstack(scores) @ bundle.svm[:, :-1].T + bundle.svm[:, -1], axis=1).astype(np.float32)
+    return scores[0] if len(scores) == 1 else np.mean(scores, axis=0)
+
+
+def _calibrated(bundle: Bundle, probability: np.ndarray) -> np.ndarray:
+    return tempered(bundle.kind, probability, bundle.temperature)
+
+
+def tempered(kind: str, probability: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities (n, K) with their logits divided by a temperature; values are left alone."""
+    if kind == "value" or temperature == 1.0:
+        return probability
+    safe = np.clip(probability.astype(np.float64), _TINY, 1 - _TINY)
+    if kind == "class":
+        return softmax(np.log(safe) / temperature, axis=-1).astype(np.float32)
+    return expit(logit(safe) / temperature).astype(np.float32)
+
+
+def fit_temperature(kind: str, probability: np.ndarray, target: np.ndarray) -> float:
+    """The temperature of least negative log-likelihood on held-out scores, between 1/5 and 5 (Guo et al. 2017).
+
+    Args:
+        kind: "class" or "multilabel".
+        probability: (n, K).
+        target: (n,) int64 classes, or (n, K) 0 and 1.
+    """
+    safe = np.clip(probability.astype(np.float64), _TINY, 1 - _TINY)
+
+    def loss(log_temperature: float) -> float:
+        scale = np.exp(-log_temperature)
+        if kind == "class":
+            return float(-log_softmax(np.log(safe) * scale, axis=1)[np.arange(len(target)), target].mean())
+        signed = logit(safe) * scale * (2 * target - 1)
+        return float(np.logaddexp(0, -signed).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(5), np.log(5)), method="bounded").x))
+
+
+def fit_thresholds(probability: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(K,) float32: for each label the threshold of highest F1 on held-out scores (n, K); 0.5 where it never occurs."""
+    thresholds = np.full(target.shape[1], 0.5, np.float32)
+    for label in range(target.shape[1]):
+        if target[:, label].any():
+            precision, recall, at = precision_recall_curve(target[:, label], probability[:, label])
+            f1 = 2 * precision * recall / np.maximum(precision + recall, _TINY)
+            thresholds[label] = at[min(int(np.argmax(f1)), len(at) - 1)]
+    return thresholds
+
+
+def decide(bundle: Bundle, probability: np.ndarray) -> np.ndarray:
+    """Predictions: (n,) int64 classes, (n, K) 0 and 1, or (n,) values."""
+    if bundle.kind == "class":
+        return probability.argmax(axis=1)
+    if bundle.kind == "multilabel":
+        return (probability >= (0.5 if bundle.thresholds is None else bundle.thresholds)).astype(np.int64)
+    return probability[:, 0]
+
+
+def check_banks(bundle: Bundle, banks: Iterable[Bank]) -> list[str]:
+    """Hold banks against those that the bundle was trained on, in its order.
+
+    Returns:
+        what differs without making prediction impossible (precision, stored type), in words.
+
+    Raises:
+        UserError: another number of banks, or embeddings made otherwise, with both values.
+    """
+    banks = list(banks)
+    wanted = [bank for member in bundle.members for bank in member.banks]
+    if len(banks) != len(wanted):
+        raise UserError(f"This head reads {len(wanted)} bank(s) side by side and {len(banks)} were given.")
+    notes = []
+    for bank, made in zip(banks, wanted, strict=True):
+        notes += check_recipe(made["config"]["recipe"], bank.config["recipe"], str(bank.path))
+    return notes
+
+
+def check_recipe(trained: Mapping[str, Any], given: Mapping[str, Any], what: str) -> list[str]:
+    """The same for one recipe of embeddings; `what` names the given one."""
+    names = ("the head's bank", what)
+    strict = [{key: value for key, value in recipe.items() if key not in _MAY_DIFFER} for recipe in (trained, given)]
+    if differing := list(differences(strict[0], strict[1], names)):
+        raise UserError(f"The head was trained on other embeddings: {'; '.join(differing)}. Bank the videos alike.")
+    loose = [{key: recipe.get(key) for key in _MAY_DIFFER} for recipe in (trained, given)]
+    return [f"{line}: the predictions may differ a little" for line in differences(loose[0], loose[1], names)]
+
+
+def save_bundle(folder: Path, bundle: Bundle) -> None:
+    """Write `model.safetensors` and then `model.json` into a folder, each replaced in one step."""
+    tensors = {
+        f"{number}.{name}": tensor.detach().cpu().contiguous()
+        for number, member in enumerate(bundle.members)
+        for name, tensor in member.head.state_dict().items()
+    }
+    if bundle.svm is not None:
+        tensors["svm"] = torch.from_numpy(np.ascontiguousarray(bundle.svm))
+    members = [
+        {
+            "head": asdict(member.head.config),
+            "feature_shape": list(member.head.feature_shape),
+            "banks": list(member.banks),
+            "spatial": member.spatial,
+        }
+        for member in bundle.members
+    ]
+    described = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "kind": bundle.kind,
+        "per_frame": bundle.per_frame,
+        "labels": list(bundle.labels),
+        "members": members,
+        "objective": {
+            name: value for name, value in vars(bundle.objective).items() if not isinstance(value, torch.Tensor)
+        },
+        "selection": asdict(bundle.selection),
+        "temperature": bundle.temperature,
+        "thresholds": None if bundle.thresholds is None else bundle.thresholds.tolist(),
+        "fusion": bundle.fusion,
+        "min_seconds": bundle.min_seconds,
+        "trained_on": dict(bundle.trained_on or {}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "model.safetensors", save(tensors))
+    replace_file(folder / "model.json", json.dumps(described, indent=1, ensure_ascii=False).encode())
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """The bundle in a folder, its heads on the CPU in evaluation mode.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    try:
+        described = json.loads((folder / "model.json").read_text("utf-8"))
+        tensors = load((folder / "model.safetensors").read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no finished model (no {Path(error.filename).name}); `framebank train-head` makes one."
+        ) from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"The model in {folder} cannot be read ({error}); train it again.") from None
+    if not isinstance(described, dict) or (described.get("format"), described.get("schema")) != (FORMAT, SCHEMA):
+        raise UserError(f"{folder / 'model.json'} is not of this version's format; train the head again.")
+    try:
+        members = tuple(
+            _member(made, len(described["labels"]) or 1, number, tensors)
+            for number, made in enumerate(described["members"])
+        )
+        thresholds = described["thresholds"]
+        return Bundle(
+            members,
+            described["kind"],
+            described["per_frame"],
+            tuple(described["labels"]),
+            Objective(**described["objective"]),
+            Selection(**described["selection"]),
+            described["temperature"],
+            None if thresholds is None else np.array(thresholds, np.float32),
+            described["fusion"],
+            tensors["svm"].numpy() if "svm" in tensors else None,
+            described["min_seconds"],
+            described["trained_on"],
+        )
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"The model in {folder} is damaged ({str(error).splitlines()[0]}); train it again.") from None
+
+
+def _member(made: Mapping[str, Any], outputs: int, number: int, tensors: Mapping[str, torch.Tensor]) -> Member:
+    prefix = f"{number}."
+    state = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    head = restored(HeadConfig(**made["head"]), tuple(made["feature_shape"]), outputs, state)
+    return Member(head, tuple(made["banks"]), made["spatial"])

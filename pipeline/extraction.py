@@ -1,0 +1,162 @@
+"""From a table of videos to sealed parts of a bank: what making a bank and predicting new videos have in common.
+
+A recipe says what an embedding is, an `Encoding` how this process makes it, and `embed` runs the engine over videos in
+lanes: threads that share the cores. The first SIGINT or SIGTERM drops the videos in flight and seals the finished ones.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pipeline.backbone import Backbone
+from pipeline.encoder import Encode, make_encoder
+from pipeline.engine import Progress, ReadOptions, extract_videos
+from pipeline.features import records
+from pipeline.sampling import Sampling
+from pipeline.sealing import PartWriter
+from pipeline.sources import source_text
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How this run makes embeddings: the loaded encoder and what the bank records of it."""
+
+    encode: Encode
+    batch_size: int
+    options: ReadOptions
+    recorded: dict[str, Any]  # the bank's config: recipe, weights, preset, compute, data
+
+
+def recipe_of(backbone: Backbone, sampling: Sampling, *, crop: str, precision: str, store: str) -> dict[str, Any]:
+    """What decides the embeddings: two runs with the same recipe may share a bank."""
+    return {
+        "backbone": backbone.name,
+        "layer": backbone.layer,
+        "weights_sha256": backbone.sha256,
+        "feature_shape": list(backbone.feature_shape),
+        "preprocessing": backbone.preprocessing.describe(),
+        "crop": crop,
+        "sampling": sampling.describe(),
+        "precision": precision,
+        "store": store,
+    }
+
+
+def make_encoding(
+    backbone: Backbone, recipe: dict[str, Any], options: ReadOptions, device: torch.device, batch_size: int, data: str
+) -> Encoding:
+    """Put the backbone on the device, and note what the bank is to record; `data` names where the videos came from.
+
+    Raises:
+        UserError: the device has no room for one frame, or can't compute in the recipe's precision.
+    """
+    encode, batch_size = make_encoder(backbone, device, recipe["precision"], batch_size)
+    recorded = {
+        "recipe": recipe,
+        "weights": backbone.weights,
+        "preset": backbone.preprocessing.preset,
+        "compute": {"device": device.type, "batch_size": batch_size},
+        "data": source_text(data),
+    }
+    return Encoding(encode, batch_size, options, recorded)
+
+
+def with_region(table: pd.DataFrame, crop: str, image_fps: float | None) -> pd.DataFrame:
+    """The table of `find_videos` with a crop and a frame rate of image folders where a row has none of its own."""
+    table = table.copy()
+    table.loc[table["crop"] == "", "crop"] = crop
+    if image_fps is not None:
+        table.loc[(table["kind"] == "images") & table["fps"].isna(), "fps"] = image_fps
+    return table
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second interrupts at once."""
+    stop = threading.Event()
+
+    def ask(signum: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def share_cores(device: str, videos: int) -> tuple[int, int]:
+    """How many videos to work on at once, and with how many threads each: together the cores that we may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    lanes = max(1, min(cores, videos))
+    return lanes, cores // lanes if device == "cpu" else 1
+
+
+def embed(
+    out: Path,
+    table: pd.DataFrame,
+    encoding: Encoding,
+    progress: Progress,
+    *,
+    newer_than: str = "",
+    on_progress: Callable[[Progress], None],
+    on_stop: Callable[[], None],
+) -> bool:
+    """Run the engine over videos and seal them as parts of the bank `out`, which exists.
+
+    Args:
+        out: the bank.
+        table: one row per video, as `pipeline.resuming.with_state` gives it.
+        encoding: how.
+        progress: counts, updated in place.
+        newer_than: a time that what is sealed must be later than.
+        on_progress: called a few times a second.
+        on_stop: called once, when the run is asked to stop.
+
+    Returns:
+        whether it was interrupted.
+
+    Raises:
+        UserError: the disk is full. What was sealed stays.
+    """
+
+    def sealed(videos: int, failures: int, rows: int) -> None:
+        progress.videos_sealed += videos
+        progress.rows_sealed += rows
+
+    told = False
+
+    def watch(done: Progress) -> None:
+        nonlocal told
+        if stop.is_set() and not told:
+            told = True
+            on_stop()
+        on_progress(done)
+
+    writer = PartWriter(out, encoding.recorded, sealed, newer_than=newer_than)
+    lanes, threads = share_cores(encoding.recorded["compute"]["device"], len(table))
+    with stopping() as stop:
+        extract_videos(
+            records(table),
+            encoding.options,
+            encoding.encode,
+            encoding.batch_size,
+            writer,
+            lanes=lanes,
+            threads_per_lane=threads,
+            stop=stop,
+            progress=progress,
+            on_progress=watch,
+        )
+    return progress.videos_sealed + progress.failures < len(table)

@@ -1,0 +1,361 @@
+"""Training: a head, sequences and targets -> the weights of the best epoch, and how it went.
+
+All randomness of an epoch comes from the seed and the epoch's number. A training that was killed and resumed therefore
+goes on as if nothing had happened: on a CPU, with as many threads, to the same weights bit for bit.
+
+The loop never waits for a GPU: losses stay on the device until the epoch's end, when they are looked at together.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from pipeline.checkpointing import load_checkpoint, save_checkpoint
+from pipeline.epochs import Portion, portions_of
+from pipeline.errors import UserError
+from pipeline.heads import Carry, Head
+from pipeline.ids import readable
+from pipeline.inputs import joined
+from pipeline.layout import with_data
+from pipeline.long_sequences import context_of, video_centre
+from pipeline.metrics import frame_metrics, higher_is_better, video_metrics
+from pipeline.objectives import Objective, TargetRows, balanced_weights, values_at
+from pipeline.optimisation import FitConfig, optimizer_of, rate_of, take_step
+from pipeline.scoring import Scores, evaluate, reading, rows_at_once, score
+from pipeline.selection import Selection
+from pipeline.sequences import Batch, Sequences
+
+__all__ = ["FitConfig", "Fitted", "fit", "score"]
+
+CHECKPOINT_SECONDS = 5.0  # at most so much work is lost, and an epoch
+_ADVICE = "try a lower learning rate or clipping by norm, and look for odd features and targets"
+Epoch = dict[str, Any]  # one row of the history
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a training.
+
+    Attributes:
+        state_dict: the head's, on the CPU, of the best epoch; of the last where nothing was validated.
+        history: per epoch: epoch (from 1), train_loss, learning_rate (of its last step), seconds; with a validation
+            part validation_loss and validation_METRIC.
+        best_epoch: whose weights these are.
+        notes: lines worth telling the user.
+    """
+
+    state_dict: dict[str, Tensor]
+    history: list[Epoch]
+    best_epoch: int
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Course:
+    """How far training has come, beside the weights and the optimiser's state."""
+
+    history: list[Epoch] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = 0
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What an epoch needs; everything is on the device already."""
+
+    head: Head
+    sequences: Sequences
+    targets: TargetRows
+    train: np.ndarray
+    validation: np.ndarray
+    objective: Objective
+    selection: Selection
+    config: FitConfig
+    optimizer: torch.optim.Optimizer
+
+
+def fit(
+    head: Head,
+    sequences: Sequences,
+    targets: TargetRows,
+    train: np.ndarray,
+    validation: np.ndarray,
+    objective: Objective,
+    selection: Selection,
+    config: FitConfig,
+    *,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Fitted:
+    """Train a head; it ends on `device`, in evaluation mode, with the weights that are returned.
+
+    Args:
+        head: with its first weights. Of values, the mean and the scale are set from the training targets.
+        sequences: what it reads.
+        targets: those of all videos of the sequences.
+        train, validation: positions of videos. The validation part decides which epoch is kept, when to stop, and when
+            a plateau is reached; it may be empty, and then all epochs are run and the last is kept.
+        objective: what to minimise; the scale of values and balanced weights are filled in.
+        selection: which rows of a video are seen, at random in training where it draws.
+        config: how.
+        device: where.
+        checkpoint: a file that the state is saved in at the end of epochs, at most every few seconds, and gone on
+            from if it is there. It stays when training is finished.
+        on_epoch: called with every new row of the history.
+
+    Raises:
+        UserError: nothing to learn from, settings that don't go together, a loss that is not finite, or a checkpoint
+            that cannot be read or is of another training.
+    """
+    device = torch.device(device)
+    _check(head, targets, objective, config, device)
+    notes: list[str] = []
+    train = _with_targets("training", train, targets, sequences, notes)
+    validation = _with_targets("validation", validation, targets, sequences, notes)
+    if not len(train):
+        raise UserError("no training video has a target; give targets for some, or another split")
+    if config.schedule == "plateau" and not len(validation):
+        raise UserError(
+            "the plateau schedule watches the validation loss, and there is no validation part; choose cosine"
+        )
+    if config.patience is not None and not len(validation):
+        notes.append(f"there is no validation part to stop early by: all {config.epochs} epochs are run")
+    sequences, targets, head = sequences.to(device), targets.to(device), head.to(device)
+    places = _known_places(targets, sequences, train)
+    if config.balance == "weights":
+        weights, more = balanced_weights(targets, places)
+        objective = replace(objective, class_weights=weights)
+        notes += more
+    elif objective.class_weights is not None:
+        objective = replace(objective, class_weights=objective.class_weights.to(device))
+    if objective.kind == "value":
+        values = values_at(targets, places).double()
+        objective = replace(objective, scale=float(values.std(correction=0)) or 1.0)
+        head.value_mean.fill_(float(values.mean()))
+        head.value_scale.fill_(objective.scale)
+    task = _Task(head, sequences, targets, train, validation, objective, selection, config, optimizer_of(head, config))
+    course, settings = _Course(), _settings(task)
+    if checkpoint is not None and (found := load_checkpoint(checkpoint, settings, device)):
+        head.load_state_dict(found.pop("model"))
+        task.optimizer.load_state_dict(found.pop("optimizer"))
+        course = _Course(**found)
+    saved = time.monotonic()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        while not course.finished:
+            row = _run_epoch(task, course)
+            if checkpoint is not None and (course.finished or time.monotonic() - saved >= CHECKPOINT_SECONDS):
+                state = {"model": head.state_dict(), "optimizer": task.optimizer.state_dict(), **vars(course)}
+                save_checkpoint(checkpoint, state, settings)
+                saved = time.monotonic()
+            if on_epoch is not None:
+                on_epoch(row)
+    head.load_state_dict(course.best)
+    head.eval()
+    best = {name: tensor.detach().cpu().clone() for name, tensor in course.best.items()}
+    return Fitted(best, course.history, course.best_epoch, tuple(notes))
+
+
+def _check(head: Head, targets: TargetRows, objective: Objective, config: FitConfig, device: torch.device) -> None:
+    """Refuse settings that don't go together."""
+    if config.amp and device.type != "cuda":
+        raise UserError(f"mixed precision is for NVIDIA GPUs, and this trains on {device.type}; leave it out")
+    if config.amp and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("mixed precision needs a GPU that computes in bfloat16 (Ampere or newer); leave it out")
+    if config.balance == "sampling" and (targets.kind != "class" or targets.per_frame):
+        raise UserError("balanced sampling is for one class per video; use balanced weights, or none")
+    if (objective.kind, objective.per_frame) != (targets.kind, targets.per_frame):
+        raise ValueError(f"an objective for {objective.kind} and targets of {targets.kind}, or not both per frame")
+    if head.config.steps != objective.steps:
+        raise ValueError(
+            "the head gives outputs per step and the objective wants them per video, or the other way round"
+        )
+
+
+def _with_targets(
+    part: str, videos: np.ndarray, targets: TargetRows, sequences: Sequences, notes: list[str]
+) -> np.ndarray:
+    """The videos that have a target; how many don't is noted."""
+    known = targets.known
+    if targets.per_frame:
+        known = np.diff(np.concatenate([[0], np.cumsum(known)])[sequences.offsets]) > 0
+    has = known[videos]
+    if not has.all():
+        notes.append(f"{part} videos without a target, left out: {int((~has).sum())} of {len(videos)}")
+    return videos[has]
+
+
+def _known_places(targets: TargetRows, sequences: Sequences, videos: np.ndarray) -> np.ndarray:
+    """Positions in `targets.values` of all targets of some videos."""
+    if not targets.per_frame:
+        return videos
+    spans = [np.arange(*sequences.offsets[video : video + 2]) for video in videos]
+    places = np.concatenate(spans)
+    return places[targets.known[places]]
+
+
+def _settings(task: _Task) -> dict[str, Any]:
+    """What a training must have in common with the one whose checkpoint it goes on from."""
+    objective = {name: value for name, value in vars(task.objective).items() if not isinstance(value, Tensor)}
+    values = task.targets.values.cpu().numpy()
+    parts = {"train": task.train, "validation": task.validation}
+    ids = {name: ",".join(task.sequences.ids[video] for video in part) for name, part in parts.items()}
+    return {
+        "head": asdict(task.head.config),
+        "features": list(task.head.feature_shape),
+        "fit": asdict(task.config),
+        "objective": objective,
+        "selection": asdict(task.selection),
+        "targets_sha256": hashlib.sha256(values.tobytes()).hexdigest(),
+        **{
+            f"{name}_sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+            for name, text in ids.items()
+        },
+    }
+
+
+def _run_epoch(task: _Task, course: _Course) -> Epoch:
+    """Train and validate one epoch, and note it in the course."""
+    begun = time.perf_counter()
+    epoch = len(course.history) + 1
+    row: Epoch = {"epoch": epoch, "train_loss": _train_epoch(task, epoch, course.history)}
+    if len(task.validation):
+        row.update(_validate(task))
+    row["learning_rate"] = task.optimizer.param_groups[0]["lr"]
+    row["seconds"] = time.perf_counter() - begun
+    course.history.append(row)
+    if not len(task.validation) or _improved(task.config.monitor, course):
+        course.best_epoch = epoch
+        course.best = {name: tensor.detach().clone() for name, tensor in task.head.state_dict().items()}
+    patience = task.config.patience
+    waited = patience is not None and epoch - course.best_epoch >= patience
+    course.finished = epoch == task.config.epochs or waited
+    return row
+
+
+def _train_epoch(task: _Task, epoch: int, history: list[Epoch]) -> float:
+    """All batches of one epoch; returns the mean loss over its targets (NaN: random rows without a single target)."""
+    config = task.config
+    seeds = np.random.SeedSequence([config.seed, epoch])
+    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+    portions = portions_of(
+        task.sequences,
+        task.train,
+        task.targets,
+        task.selection,
+        config,
+        np.random.default_rng(seeds),
+        bidirectional=task.head.config.bidirectional,
+    )
+    rate = rate_of(config, [row["validation_loss"] for row in history] if len(task.validation) else [])
+    steps = sum(portion.learns for portion in portions)
+    task.head.train()
+    sums: list[Tensor] = []
+    learnt: list[Portion] = []
+    carry: Carry | None = None
+    centres: dict[int, Tensor | None] = {}
+    plan = ((portion.videos, portion.steps) for portion in portions)
+    for portion, batch in zip(portions, task.sequences.batches(plan), strict=True):
+        with torch.autocast(task.sequences.device.type, torch.bfloat16, enabled=config.amp):
+            output, carry = _outputs(task, portion, batch, carry, centres)
+        if not portion.learns:
+            continue
+        total, weight = task.objective.loss_sum(output, portion.targets(task.targets, batch))
+        (total / weight).backward()
+        take_step(task.optimizer, config, rate(epoch - 1 + (len(sums) + 0.5) / steps))
+        sums.append(torch.stack([total.detach(), weight]))
+        learnt.append(portion)
+    if not sums:
+        return float("nan")
+    losses = torch.stack(sums).double().cpu()
+    _stop_if_not_finite(task, epoch, losses[:, 0], learnt)
+    return float(losses[:, 0].sum() / losses[:, 1].sum())
+
+
+def _outputs(
+    task: _Task, portion: Portion, batch: Batch, carry: Carry | None, centres: dict[int, Tensor | None]
+) -> tuple[Tensor | PackedSequence, Carry | None]:
+    """What the head gives for a portion, and the state to carry on if the next one goes on from it."""
+    head = task.head
+    if portion.whole is None:
+        return head(batch.packed), None
+    if carry is None or not portion.chunk:
+        carry = _beginning(task, portion, centres)
+    else:  # the videos that have ended are the last
+        carry = carry.select(torch.arange(len(portion.videos), device=batch.rows.device))
+    with torch.set_grad_enabled(portion.learns):
+        states, carry = head.run(batch.packed, carry)
+        return with_data(states, head.classify(states.data)), carry.detach()
+
+
+@torch.no_grad()
+def _beginning(task: _Task, portion: Portion, centres: dict[int, Tensor | None]) -> Carry:
+    """What the inputs of a portion's first rows need of the rest of their videos. The means are kept in `centres`, for
+    other parts of the same videos."""
+    assert portion.steps is not None
+    assert portion.whole is not None
+    chunk = min(task.config.chunk_steps, rows_at_once(task.sequences.feature_shape, task.config.max_steps))
+    contexts = []
+    for video, steps, whole in zip(portion.videos.tolist(), portion.steps, portion.whole, strict=True):
+        read = reading(task.sequences, video, whole)
+        if video not in centres:
+            centres[video] = video_centre(task.head, read, len(whole), chunk)
+        contexts.append(context_of(task.head, read, int(np.searchsorted(whole, steps[0])), centres[video]))
+    return Carry(joined(contexts), ())
+
+
+def _stop_if_not_finite(task: _Task, epoch: int, losses: Tensor, portions: list[Portion]) -> None:
+    wrong = torch.nonzero(~losses.isfinite()).flatten().tolist()
+    if wrong:
+        ids = [readable(task.sequences.ids[video]) for video in portions[wrong[0]].videos.tolist()]
+        shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        raise UserError(
+            f"the loss is {losses[wrong[0]]:g} in epoch {epoch}, batch {wrong[0] + 1} of {len(losses)}; {_ADVICE} "
+            f"in its videos: {shown}"
+        )
+    if not torch.stack([parameter.isfinite().all() for parameter in task.head.parameters()]).all():
+        raise UserError(f"weights became infinite or NaN in the last steps of epoch {epoch}; {_ADVICE}")
+
+
+def _validate(task: _Task) -> Epoch:
+    """Loss and metrics of the validation part, as columns of the history."""
+    loss, scores = evaluate(task.head, task.sequences, task.validation, task.targets, task.objective, task.selection)
+    metrics = _metrics(task, scores)
+    return {"validation_loss": loss, **{f"validation_{name}": value for name, value in metrics.items()}}
+
+
+def _metrics(task: _Task, scores: Scores) -> dict[str, float]:
+    values, kind = task.targets.values.cpu().numpy(), task.targets.kind
+    if isinstance(scores, np.ndarray):
+        return video_metrics(kind, values[task.validation], scores)
+    offsets = task.sequences.offsets
+    targets = [values[offsets[video] : offsets[video + 1]] for video in task.validation]
+    return frame_metrics(kind, targets, [each.argmax(axis=1) for each in scores] if kind == "class" else scores)
+
+
+def _improved(monitor: str, course: _Course) -> bool:
+    """Whether the last epoch is the best so far.
+
+    Raises:
+        UserError: there is no such metric, or it is not defined on this validation part.
+    """
+    name = f"validation_{monitor}"
+    now = course.history[-1]
+    if name not in now:
+        known = ", ".join(key.removeprefix("validation_") for key in now if key.startswith("validation_"))
+        raise UserError(f"there is no metric {monitor!r} to watch; choose from {known}")
+    if monitor == "loss" and not np.isfinite(now[name]):
+        raise UserError(f"the validation loss is {now[name]:g} in epoch {now['epoch']}; {_ADVICE}")
+    if not np.isfinite(now[name]):
+        raise UserError(f"{monitor} is {now[name]:g} on the validation part; watch the loss, or give a larger part")
+    best = course.history[course.best_epoch - 1][name]
+    return course.best_epoch == 0 or (now[name] > best if higher_is_better(monitor) else now[name] < best)

@@ -1,0 +1,303 @@
+"""The head: packed feature rows -> one prediction per video, or one per step.
+
+The rows' way: spatial attention (of maps) -> centring and differences (`pipeline.inputs`) -> standardisation -> PCA ->
+input dropout -> projection -> recurrent cell -> pool -> output dropout -> classifier. All of it on a PackedSequence, so
+there is no padded step that the cell, the pool or the classifier could read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from pipeline.errors import UserError
+from pipeline.inputs import Context, Inputs, expand
+from pipeline.layout import with_data
+from pipeline.pooling import BESIDE, POOLS, SpatialAttention, pool_of
+from pipeline.recurrence import CELLS, INITS, Recurrence, State
+from pipeline.standardisation import Standardisation
+
+SPATIAL = ("mean", "flatten", "attention")
+NORMS = ("none", "batch")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What a head is made of. Written as JSON and read back (lists for tuples), it is the same.
+
+    cell            lstm, gru, or none: every step by itself
+    hidden, layers, bidirectional   of the cell; `hidden` units in each direction
+    dropout         between the layers of the cell
+    input_dropout   of the feature rows; output_dropout: of what the classifier reads
+    recurrent_dropout   of the hidden-to-hidden weights (`pipeline.recurrence`)
+    projection      width of a linear layer before the cell
+    pool            last, mean, max, stats, attention, or several as in max+stats (`pipeline.pooling`); not with `steps`
+    norm            what the classifier reads is normalised by "batch" (Ioffe & Szegedy 2015), or it is not: "none"
+    centre          each video's mean over time is subtracted from its rows
+    deltas, changes   lags, in rows: differences to the rows so much earlier, and absolute ones, beside each row
+    spatial         how maps (C, H, W) become vectors: mean, flatten or attention, which is learnt
+    mlp             widths of the classifier's hidden layers, with ReLU
+    init            any of orthogonal-recurrent, orthogonal-input, bias-one, forget-bias (`pipeline.recurrence`)
+    steps           a prediction at every step instead of one per video
+
+    Raises UserError for a value out of range, and for settings that contradict each other.
+    """
+
+    cell: str = "lstm"
+    hidden: int = 128
+    layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    output_dropout: float = 0.0
+    projection: int | None = None
+    pool: str = "last"
+    norm: str = "none"
+    centre: bool = False
+    deltas: tuple[int, ...] = ()
+    changes: tuple[int, ...] = ()
+    spatial: str | None = None
+    mlp: tuple[int, ...] = ()
+    init: tuple[str, ...] = ()
+    steps: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("deltas", "changes", "mlp", "init"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _one_of("cell", self.cell, (*CELLS, "none"))
+        for pool in self.pool.split(BESIDE):
+            _one_of("pool", pool, tuple(POOLS))
+        if len(set(self.pool.split(BESIDE))) != len(self.pool.split(BESIDE)):
+            raise UserError(f"the pool {self.pool} takes one of its parts twice; name each once")
+        _one_of("normalisation", self.norm, NORMS)
+        if self.spatial is not None:
+            _one_of("spatial reading", self.spatial, SPATIAL)
+        for init in self.init:
+            _one_of("initialisation", init, INITS)
+        sizes = {"number of hidden units": self.hidden, "number of layers": self.layers}
+        sizes |= {} if self.projection is None else {"width of the projection": self.projection}
+        sizes |= {
+            f"lag {n} of the {what}": lag
+            for what in ("deltas", "changes")
+            for n, lag in enumerate(getattr(self, what), 1)
+        }
+        sizes |= {f"width of the classifier's hidden layer {n}": width for n, width in enumerate(self.mlp, 1)}
+        for what, size in sizes.items():
+            if size < 1:
+                raise UserError(f"the {what} is {size}; it must be at least 1")
+        for what in ("dropout", "input_dropout", "recurrent_dropout", "output_dropout"):
+            share = getattr(self, what)
+            if not 0 <= share < 1:
+                raise UserError(f"the {what.replace('_', ' ')} is {share:g}; it is a share, from 0 to below 1")
+        for what in ("deltas", "changes"):
+            lags = getattr(self, what)
+            for lag in {lag for lag in lags if lags.count(lag) > 1}:
+                raise UserError(f"the lag {lag} is given twice for the {what}; give every lag once")
+        self._check_cell()
+
+    @property
+    def inputs(self) -> Inputs:
+        """What is made of the rows before they are standardised."""
+        return Inputs(self.centre, self.deltas, self.changes)
+
+    def _check_cell(self) -> None:
+        if self.cell == "none":
+            asked = {
+                "layers": self.layers != 1,
+                "both directions": self.bidirectional,
+                "dropout between layers": self.dropout,
+                "recurrent dropout": self.recurrent_dropout,
+                "an initialisation": self.init,
+            }
+            for what, is_asked in asked.items():
+                if is_asked:
+                    raise UserError(f"{what} asked for without a recurrent cell; choose the cell lstm or gru as well")
+        elif self.dropout and self.layers == 1:
+            raise UserError(
+                f"dropout {self.dropout:g} between layers asked for, but there is one layer; "
+                "give more layers, or use input, recurrent or output dropout"
+            )
+        if "forget-bias" in self.init and (self.cell != "lstm" or "bias-one" in self.init):
+            other = "bias-one sets every bias" if "bias-one" in self.init else "a GRU has no forget gate"
+            raise UserError(f"the initialisation forget-bias makes no sense here: {other}; leave it out")
+
+
+class Carry(NamedTuple):
+    """What the next piece of B sequences needs of this one. Videos are in the order in which they were packed."""
+
+    context: Context  # of the rows
+    state: State  # of the cell, each (layers, B, H); () without a cell, and where it begins
+
+    def detach(self) -> "Carry":
+        """The same numbers, through which no gradient flows back."""
+        return Carry(self.context.detach(), tuple(part.detach() for part in self.state))
+
+    def select(self, videos: Tensor) -> "Carry":
+        """Of some of the videos, or in another order: their numbers (b,) int64."""
+        return Carry(self.context.select(videos), tuple(part[:, videos] for part in self.state))
+
+
+class Head(nn.Module):
+    """Packed rows (n, D) or (n, C, H, W) float32 of B videos -> outputs of `outputs` = K numbers.
+
+    `feature_shape` is (D,) or (C, H, W). Standardisation (none: the inputs as they are) is kept in buffers, and so in
+    the state dict. Outputs are logits; in regression they are values in natural units, once `value_mean` and
+    `value_scale` (K,) have been set to the mean and standard deviation of the training targets.
+
+    Raises UserError if the configured `spatial` doesn't suit the features' shape.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    components: Tensor | None
+    channel_mean: Tensor | None
+    channel_scale: Tensor | None
+    value_mean: Tensor
+    value_scale: Tensor
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        feature_shape: Sequence[int],
+        outputs: int,
+        standardisation: Standardisation | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.feature_shape, self.outputs = config, tuple(feature_shape), outputs
+        self.features = vector_width(config, self.feature_shape)  # D of the vectors
+        features = self._register(standardisation)
+        self.attend = SpatialAttention(self.feature_shape[0]) if config.spatial == "attention" else None
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.projection = None if config.projection is None else nn.Linear(features, config.projection)
+        features = config.projection or features
+        self.recurrence = None
+        if config.cell != "none":
+            self.recurrence = Recurrence(
+                config.cell,
+                features,
+                config.hidden,
+                config.layers,
+                bidirectional=config.bidirectional,
+                dropout=config.dropout,
+                recurrent_dropout=config.recurrent_dropout,
+                init=config.init,
+            )
+            features = self.recurrence.width
+        self.pool = None if config.steps else pool_of(config.pool, features, bidirectional=config.bidirectional)
+        features = features if self.pool is None else self.pool.width
+        classifier: list[nn.Module] = [_BatchNorm(features)] if config.norm == "batch" else []
+        classifier += [nn.Dropout(config.output_dropout)]
+        for width in config.mlp:
+            classifier += [nn.Linear(features, width), nn.ReLU()]
+            features = width
+        self.classifier = nn.Sequential(*classifier, nn.Linear(features, outputs))
+        self.register_buffer("value_mean", torch.zeros(outputs))
+        self.register_buffer("value_scale", torch.ones(outputs))
+
+    def forward(self, packed: PackedSequence) -> Tensor | PackedSequence:
+        """(B, K) in the order in which the videos were packed; with `steps` packed like the input, (n, K)."""
+        states, _ = self.run(packed)
+        if self.pool is None:
+            return with_data(states, self.classify(states.data))
+        return self.classify(self.pool(states))
+
+    def run(self, packed: PackedSequence, carry: Carry | None = None) -> tuple[PackedSequence, Carry]:
+        """States at every step, (n, H) packed like the input, and what the next piece of the same videos needs.
+
+        `carry` is that of the piece before, for the same videos (see `Carry.select`), or the context alone of pieces
+        that overlap. ValueError for the state of a bidirectional cell: before the first step it depends on steps to
+        come.
+        """
+        context, begin = (None, ()) if carry is None else carry
+        if begin and self.config.bidirectional:
+            raise ValueError("a bidirectional cell has no state to carry on from; use overlapping pieces")
+        vectors = with_data(packed, self.vectors(packed.data))
+        expanded, context = expand(vectors, self.config.inputs, context)
+        rows = (expanded.data - self.mean) / self.scale
+        if self.components is not None:
+            rows = rows @ self.components
+        rows = self.input_dropout(rows)
+        if self.projection is not None:
+            rows = self.projection(rows)
+        states = with_data(packed, rows)
+        if self.recurrence is None:
+            return states, Carry(context, ())
+        states, state = self.recurrence(states, begin or None)
+        return states, Carry(context, state)
+
+    def vectors(self, rows: Tensor) -> Tensor:
+        """Rows (n, D) or (n, C, H, W) -> vectors (n, D). Maps are standardised by channel before attention, so that the
+        weights see features of one scale."""
+        if self.attend is not None and self.channel_mean is not None and self.channel_scale is not None:
+            return self.attend((rows - self.channel_mean[:, None, None]) / self.channel_scale[:, None, None])
+        if rows.dim() == 4:
+            rows = rows.mean((2, 3)) if self.config.spatial == "mean" else rows.flatten(1)
+        if rows.shape[1:] != (self.features,):
+            raise ValueError(f"rows of {rows.shape[1]} features; the head reads {self.features}")
+        return rows
+
+    def classify(self, states: Tensor) -> Tensor:
+        """Pooled or single states (..., H) -> (..., K)."""
+        return self.classifier(states) * self.value_scale + self.value_mean
+
+    def _register(self, given: Standardisation | None) -> int:
+        """Buffers of the standardisation, the identity if None. Returns the width of the rows after it."""
+        width, attends = self.config.inputs.width(self.features), self.config.spatial == "attention"
+        if given is None:
+            channels = (torch.zeros(self.features), torch.ones(self.features)) if attends else (None, None)
+            given = Standardisation(torch.zeros(width), torch.ones(width), None, *channels)
+        if len(given.mean) != width or (given.channel_mean is not None) != attends:
+            of = "vectors" if given.channel_mean is None else "maps"
+            raise ValueError(
+                f"the standardisation is of {len(given.mean)} inputs, made of {of}; the head has {width}, "
+                f"with spatial={self.config.spatial!r}"
+            )
+        for name, values in given._asdict().items():
+            self.register_buffer(name, None if values is None else values.clone())  # several heads share what is given
+        return width if given.components is None else given.components.shape[1]
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that normalises a batch of one row, which has no variance, by the running statistics."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.training and len(rows) == 1:
+            return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(rows)
+
+
+def restored(config: HeadConfig, feature_shape: Sequence[int], outputs: int, state: Mapping[str, Tensor]) -> Head:
+    """The head whose state dict `state` is, in eval mode. KeyError, ValueError or RuntimeError for that of another."""
+    kept = Standardisation(
+        state["mean"],
+        state["scale"],
+        state.get("components"),
+        state.get("channel_mean"),
+        state.get("channel_scale"),
+    )
+    head = Head(config, feature_shape, outputs, kept)
+    head.load_state_dict(state)
+    return head.eval()
+
+
+def vector_width(config: HeadConfig, feature_shape: tuple[int, ...]) -> int:
+    """D of the vectors that rows become. UserError if maps have no way to become vectors, or none are there."""
+    if len(feature_shape) == 1 and config.spatial != "attention":
+        return feature_shape[0]
+    if len(feature_shape) == 3 and config.spatial is not None:
+        return prod(feature_shape) if config.spatial == "flatten" else feature_shape[0]
+    shape = ", ".join(map(str, feature_shape))
+    if len(feature_shape) == 3:
+        raise UserError(f"the features are maps ({shape}); say how to read them: --spatial mean, flatten or attention")
+    raise UserError(f"the features are vectors ({shape}), there are no places to attend to; leave out --spatial")
+
+
+def _one_of(what: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        raise UserError(f"unknown {what} {given!r}; choose one of {', '.join(known)}")

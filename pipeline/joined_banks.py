@@ -1,0 +1,218 @@
+"""Several banks of the same videos read side by side: the features of a row are those of all banks, concatenated.
+
+Before anything is joined, the banks must agree: on the rows of each video and on the times at which they are shown. The
+places of (C, H, W) maps are averaged or laid side by side while they are read, so that maps never pile up in memory.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from pipeline.bank import Bank
+from pipeline.errors import UserError
+
+SPATIAL = {
+    "mean": "the average over all places",
+    "flatten": "all places side by side",
+    "attention": "the head weighs the places",
+}
+TIME_TOLERANCE_SECONDS = 0.001  # within which two banks must agree on when a frame is shown
+_READ_BYTES = 64 << 20  # at once, of a long video
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What one bank contributes to each row."""
+
+    path: Path
+    shape: tuple[int, ...]  # of a stored row: (D,) or (C, H, W)
+    dtype: np.dtype[np.float16 | np.float32]
+    spatial: str | None  # what becomes of maps
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        if self.spatial == "mean":
+            return self.shape[:1]
+        return (prod(self.shape),) if self.spatial == "flatten" else self.shape
+
+    def reduce(self, rows: np.ndarray) -> np.ndarray:
+        """(n, *shape) -> (n, *feature_shape) of the same dtype."""
+        if self.spatial == "mean":
+            return rows.mean(axis=(2, 3), dtype=np.float32).astype(rows.dtype)
+        return rows.reshape(len(rows), -1) if self.spatial == "flatten" else rows
+
+
+class Reader:
+    """Reads rows of videos out of banks, side by side. It belongs to one thread, and opens the banks when first asked.
+
+    Args:
+        columns: one per bank.
+        ids: of the videos.
+        lengths: (B,) rows of each.
+    """
+
+    def __init__(self, columns: Sequence[Columns], ids: Sequence[str], lengths: np.ndarray) -> None:
+        self.columns, self.ids, self.lengths = columns, ids, lengths
+        width = sum(column.feature_shape[0] for column in columns)
+        self.feature_shape = (width, *columns[0].feature_shape[1:])
+        self.dtype = np.result_type(*(column.dtype for column in columns))
+        self._banks: list[Bank] = []
+
+    def close(self) -> None:
+        while self._banks:
+            self._banks.pop().close()
+
+    def read(self, video: int, rows: np.ndarray) -> torch.Tensor:
+        """Some rows of a video, (n,) rising -> (n, *feature_shape) in the stored dtype.
+
+        Raises:
+            UserError: they cannot be read, are not what the catalog says, or are not finite.
+        """
+        parts = [self._read(number, video, rows) for number in range(len(self.columns))]
+        return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
+
+    def _read(self, number: int, video: int, rows: np.ndarray) -> np.ndarray:
+        column, video_id = self.columns[number], self.ids[video]
+        at_once = max(1, _READ_BYTES // (prod(column.shape) * column.dtype.itemsize))
+        result = np.empty((len(rows), *column.feature_shape), column.dtype)
+        for begin in range(int(rows[0]), int(rows[-1]) + 1, at_once) if len(rows) else ():
+            first, last = np.searchsorted(rows, [begin, begin + at_once])
+            if first < last:
+                inside = rows[first:last]
+                stored = self._stored(number, video, int(inside[0]), int(inside[-1]) + 1)
+                if len(stored) > len(inside):
+                    stored = stored[inside - inside[0]]
+                if not np.isfinite(stored).all():
+                    raise UserError(
+                        f"{column.path}: the features of {video_id} are not finite (NaN or infinite). Remove the video "
+                        f"(`framebank remove {column.path} {video_id}`) and extract it again in fp32."
+                    )
+                result[first:last] = column.reduce(stored)
+        return result
+
+    def _stored(self, number: int, video: int, start: int, stop: int) -> np.ndarray:
+        """Rows of one bank as they are stored. When a part was packed away meanwhile, the banks are opened again."""
+        column, video_id = self.columns[number], self.ids[video]
+        for last in (False, True):
+            if not self._banks:
+                self._banks = [Bank(column.path) for column in self.columns]
+            try:
+                features = self._banks[number].file_of(video_id)[f"videos/{video_id}/features"]
+                expected = (int(self.lengths[video]), *column.shape)
+                if features.shape != expected:
+                    raise UserError(
+                        f"{column.path}: the features of {video_id} have shape {features.shape}, and should "
+                        f"have {expected}. `framebank describe {column.path} --verify` lists all such videos."
+                    )
+                return np.asarray(features[start:stop])
+            except (OSError, KeyError) as error:
+                self.close()
+                if last:
+                    raise _unreadable(column.path, video_id, error) from error
+        raise AssertionError  # the last turn returns or raises
+
+
+def _unreadable(path: Path, video_id: str, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: {video_id} cannot be read ({error}). `framebank describe {path} --verify` lists what is broken; "
+        "restore the bank from a copy, or remove those videos and extract them again."
+    )
+
+
+class Stream:
+    """Hands work to the one thread of this process that reads the banks, made when first needed.
+
+    A process that was forked makes its own: neither threads nor open HDF5 files outlive a fork.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader  # a pattern: the thread's own is made from it
+        self._process = -1
+
+    def submit(self, work: Callable[[Reader], _T]) -> Future[_T]:
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._own = Reader(self.reader.columns, self.reader.ids, self.reader.lengths)
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="bank-reader")
+        return self._thread.submit(work, self._own)
+
+
+def columns_of(banks: Sequence[Bank], spatial: str | None) -> list[Columns]:
+    """What each bank contributes, once they are known to fit together and to `spatial`."""
+    if spatial is not None and spatial not in SPATIAL:
+        raise UserError(f"--spatial {spatial} is unknown; choose one of {', '.join(SPATIAL)}.")
+    shapes = [tuple(bank.config["recipe"]["feature_shape"]) for bank in banks]
+    maps = [f"{bank.path}, {shape}," for bank, shape in zip(banks, shapes, strict=True) if len(shape) == 3]
+    if maps and spatial is None:
+        choices = ", ".join(f"{name} ({what})" for name, what in SPATIAL.items())
+        raise UserError(f"The rows of {maps[0]} are maps (C, H, W). Say what to do with them by --spatial: {choices}.")
+    if spatial is not None and not maps:
+        raise UserError(
+            f"--spatial {spatial} is for maps (C, H, W), and rows of {banks[0].path} are {shapes[0]}. Omit it."
+        )
+    if spatial == "attention" and len({shape[1:] for shape in shapes}) > 1:
+        what = " and ".join(f"{bank.path} {shape}" for bank, shape in zip(banks, shapes, strict=True))
+        raise UserError(f"--spatial attention needs maps of one height and width, not {what}. Choose mean or flatten.")
+    return [
+        Columns(bank.path, shape, np.dtype(bank.config["recipe"]["store"]), spatial if len(shape) == 3 else None)
+        for bank, shape in zip(banks, shapes, strict=True)
+    ]
+
+
+def common_ids(banks: Sequence[Bank], ids: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The videos that every bank has, of those asked for, and notes."""
+    known = [set(bank) for bank in banks]
+    if ids is None:
+        ids = list(dict.fromkeys(video_id for bank in banks for video_id in bank))
+    unknown = [video_id for video_id in ids if not any(video_id in one for one in known)]
+    if unknown:
+        paths = ", ".join(str(bank.path) for bank in banks)
+        raise UserError(
+            f"{len(unknown)} videos are not in {paths}, e.g. {unknown[0]!r}; "
+            f"`framebank describe {banks[0].path} --csv` lists the ids."
+        )
+    common = [video_id for video_id in ids if all(video_id in one for one in known)]
+    if len(common) == len(ids):
+        return common, []
+    lacking = [
+        f"{video_id} (missing in {bank.path})"
+        for video_id in ids
+        for bank, one in zip(banks, known, strict=True)
+        if video_id not in one
+    ]
+    return common, [f"videos that only some of the banks have, left out: {len(ids) - len(common)}, e.g. {lacking[0]}"]
+
+
+def common_seconds(banks: Sequence[Bank], rows: Sequence[int], video_id: str) -> np.ndarray:
+    """(T,) float64 times of the rows of a video, on which all banks agree."""
+    times = []
+    for bank, count in zip(banks, rows, strict=True):
+        try:
+            times.append(bank.timestamps(video_id) if count > 0 else np.empty(0))
+        except (OSError, KeyError) as error:
+            raise _unreadable(bank.path, video_id, error) from error
+    first = times[0]
+    for bank, other in zip(banks[1:], times[1:], strict=True):
+        names = f"{banks[0].path} and {bank.path} do not agree on {video_id}"
+        if len(other) != len(first):
+            raise UserError(
+                f"{names}: {len(first)} and {len(other)} rows. Extract both with the same "
+                "sampling, or train a head each."
+            )
+        apart = np.abs(first - other) > TIME_TOLERANCE_SECONDS
+        apart |= np.isnan(first) != np.isnan(other)
+        if apart.any():
+            row = int(apart.argmax())
+            raise UserError(
+                f"{names}: row {row} is at {first[row]:.3f} s and at {other[row]:.3f} s. Extract both from the same "
+                "videos with the same sampling, or train a head each."
+            )
+    return first

@@ -1,0 +1,325 @@
+"""The embedding sequences of one bank, or of several side by side, as heads eat them: batches packed without padding.
+
+What fits in memory is loaded once, as one flat tensor of all rows with the place where each video begins. A batch is
+then a single `index_select`: which row comes where in a PackedSequence is arithmetic on the lengths, and no row is
+copied twice. What doesn't fit is streamed: one thread of the process opens the banks for itself and reads ahead.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from math import prod
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from pipeline.bank import Bank
+from pipeline.errors import UserError
+from pipeline.joined_banks import Reader, Stream, columns_of, common_ids, common_seconds
+
+_READ_AHEAD = 2  # batches
+_LOAD_ROWS = 4096  # at once, so that a long video is not in memory twice
+_POOL_BATCHES = 8  # within which videos are sorted: enough to be alike, few enough to meet others every epoch
+_Steps = Sequence[np.ndarray] | None
+
+
+class Batch(NamedTuple):
+    """Some videos as one PackedSequence.
+
+    Attributes:
+        videos: (b,) int64 positions in the `Sequences`, as asked for.
+        packed: data (n, D) or (n, C, H, W) float32, laid out as by `pack_sequence(enforce_sorted=False)`: what is made
+            of it comes out in the order of `videos`.
+        rows: (n,) int64, for each packed row its number among all rows of all videos (offset of its video + its step).
+    """
+
+    videos: np.ndarray
+    packed: PackedSequence
+    rows: torch.Tensor
+
+
+class _Layout(NamedTuple):
+    """Where the rows of a batch go, all int64: n rows of b videos over at most T steps."""
+
+    rows: np.ndarray  # (n,) among all rows of all videos, in packed order
+    local: np.ndarray  # (n,) among the chosen rows, one video after the other, in packed order
+    batch_sizes: np.ndarray  # (T,)
+    order: np.ndarray  # (b,) longest video first
+    back: np.ndarray  # (b,) the way back from there
+
+
+def _layout(offsets: np.ndarray, lengths: np.ndarray, steps: _Steps) -> _Layout:
+    """Lay out videos that begin at row `offsets` (b,) and have `lengths` (b,) rows, of which `steps` are taken."""
+    if steps is not None:
+        lengths = np.array([len(chosen) for chosen in steps], np.int64)
+    if len(lengths) == 0 or lengths.min() < 1 or len(offsets) != len(lengths):
+        raise ValueError("a batch needs at least one video, and at least one row of each")
+    starts = np.cumsum(lengths) - lengths
+    places = np.arange(lengths.sum())
+    if steps is None:
+        flat = places + np.repeat(offsets - starts, lengths)
+    else:
+        flat = np.concatenate(steps) + np.repeat(offsets, lengths)
+    order = np.argsort(-lengths, kind="stable")
+    descending = lengths[order]
+    times = np.arange(descending[0])
+    batch_sizes = len(order) - np.searchsorted(descending[::-1], times, side="right")
+    firsts = np.repeat(np.cumsum(batch_sizes) - batch_sizes, batch_sizes)
+    local = starts[order][places - firsts] + np.repeat(times, batch_sizes)
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return _Layout(flat[local], local, batch_sizes, order, back)
+
+
+class Sequences:
+    """Embedding sequences of B videos with N rows in all.
+
+    Attributes:
+        ids: of the B videos.
+        lengths: (B,) int64 rows of each, at least 1.
+        offsets: (B + 1,) int64 where each begins among all rows; the last is N.
+        feature_shape: (D,) or (C, H, W) of one row.
+        device: where batches go.
+        streamed: whether the rows stay in their banks until they are asked for.
+        notes: lines worth telling the user: what was left out.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        seconds: Sequence[np.ndarray],
+        rows: torch.Tensor | Stream,
+        *,
+        notes: Sequence[str] = (),
+        device: torch.device | None = None,
+    ) -> None:
+        self.ids = tuple(ids)
+        self.lengths = np.array([len(times) for times in seconds], np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.feature_shape = tuple(rows.shape[1:]) if isinstance(rows, torch.Tensor) else rows.reader.feature_shape
+        self.device = device or torch.device("cpu")
+        self.streamed = not isinstance(rows, torch.Tensor)
+        self.notes = tuple(notes)
+        self._seconds = tuple(seconds)
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def seconds(self, position: int) -> np.ndarray:
+        """(T,) float64 times at which the frames of one video are presented; NaN where the source has no clock."""
+        return self._seconds[position]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same sequences with batches on a device.
+
+        The rows themselves move there too if they take at most half of what is free on it.
+        """
+        device = torch.device(device)
+        rows = self._rows
+        if isinstance(rows, torch.Tensor):
+            free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+            if free is None or rows.nbytes <= free // 2:
+                rows = rows.to(device)
+        return type(self)(self.ids, self._seconds, rows, notes=self.notes, device=device)
+
+    def read(self, video: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows `start` to `stop` of one video, (n, *feature_shape) float32.
+
+        Raises:
+            UserError: streamed features cannot be read or are not finite.
+        """
+        length = int(self.lengths[video])
+        stop = length if stop is None else min(stop, length)
+        if isinstance(self._rows, torch.Tensor):
+            offset = int(self.offsets[video])
+            rows = self._rows[offset + start : offset + stop]
+        else:
+            rows = self._rows.submit(lambda reader: reader.read(video, np.arange(start, stop))).result()
+        return rows.to(self.device, torch.float32)
+
+    def batch(self, videos: np.ndarray, steps: _Steps = None) -> Batch:
+        """Pack some videos.
+
+        Args:
+            videos: (b,) int64 positions.
+            steps: for each of them the (K,) int64 row numbers to take, K from 1, rising; None takes all.
+
+        Raises:
+            UserError: streamed features cannot be read or are not finite.
+        """
+        layout = _layout(self.offsets[videos], self.lengths[videos], steps)
+        if isinstance(self._rows, torch.Tensor):
+            return self._pack(videos, layout, None)
+        return self._pack(videos, layout, self._rows.submit(self._reading(videos, steps, layout)).result())
+
+    def batches(self, plan: Iterable[tuple[np.ndarray, _Steps]]) -> Iterator[Batch]:
+        """Pack batch after batch; streamed ones are read while those before are being used.
+
+        Args:
+            plan: what `batch` takes, for each batch.
+        """
+        if isinstance(self._rows, torch.Tensor):
+            yield from (self.batch(videos, steps) for videos, steps in plan)
+            return
+        ahead: deque[tuple[np.ndarray, _Layout, Future[torch.Tensor]]] = deque()
+        try:
+            for videos, steps in plan:
+                layout = _layout(self.offsets[videos], self.lengths[videos], steps)
+                ahead.append((videos, layout, self._rows.submit(self._reading(videos, steps, layout))))
+                if len(ahead) > _READ_AHEAD:
+                    videos, layout, data = ahead.popleft()
+                    yield self._pack(videos, layout, data.result())
+            while ahead:
+                videos, layout, data = ahead.popleft()
+                yield self._pack(videos, layout, data.result())
+        finally:
+            for _, _, data in ahead:
+                data.cancel()
+
+    def _reading(self, videos: np.ndarray, steps: _Steps, layout: _Layout) -> Callable[[Reader], torch.Tensor]:
+        """What the reading thread is to do for one batch: its data in packed order."""
+        wanted = [np.arange(length) for length in self.lengths[videos]] if steps is None else steps
+
+        def read(reader: Reader) -> torch.Tensor:
+            pieces = [reader.read(int(video), rows) for video, rows in zip(videos, wanted, strict=True)]
+            return torch.cat(pieces).index_select(0, torch.from_numpy(layout.local))
+
+        return read
+
+    def _pack(self, videos: np.ndarray, layout: _Layout, data: torch.Tensor | None) -> Batch:
+        # One transfer for all indices: on a GPU each costs more than it carries.
+        indices = torch.from_numpy(np.concatenate([layout.rows, layout.order, layout.back]))
+        count = len(layout.rows)
+        if data is None:
+            assert isinstance(self._rows, torch.Tensor)
+            places = indices[:count].to(self._rows.device)
+            data = self._rows.index_select(0, places)
+        indices = indices.to(self.device)
+        rows, order, back = indices.split([count, len(layout.order), len(layout.order)])
+        packed = PackedSequence(data.to(self.device, torch.float32), torch.from_numpy(layout.batch_sizes), order, back)
+        return Batch(videos, packed, rows)
+
+
+def load_sequences(
+    banks: Sequence[Bank],
+    ids: Sequence[str] | None = None,
+    *,
+    spatial: str | None = None,
+    memory_bytes: int | None = None,
+) -> Sequences:
+    """Load the sequences of some videos, features of several banks concatenated per row.
+
+    Args:
+        banks: one or more, which must agree on the number of rows of a video and on their times.
+        ids: of the videos, in this order; None takes all, in the order of the catalog.
+        spatial: what becomes of (C, H, W) maps, one of `SPATIAL`.
+        memory_bytes: what the rows may take; None allows half of the memory that is available now. More is streamed.
+
+    Raises:
+        UserError: banks that don't fit together or to `spatial`, unknown ids, features that cannot be read or are not
+            finite, or no video left.
+    """
+    columns = columns_of(banks, spatial)
+    chosen, notes = common_ids(banks, ids)
+    rows = [dict(zip(bank.catalog["id"], bank.catalog["rows"].tolist(), strict=True)) for bank in banks]
+    empty = [video_id for video_id in chosen if not any(counts[video_id] > 0 for counts in rows)]
+    if empty:
+        notes.append(f"videos without a single frame, left out: {len(empty)}, e.g. {empty[0]}")
+        chosen = [video_id for video_id in chosen if any(counts[video_id] > 0 for counts in rows)]
+    if not chosen:
+        why = "; ".join(notes) or "it is empty"
+        raise UserError(f"No video of {banks[0].path} is left to work with ({why}). Give another bank.")
+    seconds = [common_seconds(banks, [counts[video_id] for counts in rows], video_id) for video_id in chosen]
+    lengths = np.array([len(times) for times in seconds], np.int64)
+    reader = Reader(columns, chosen, lengths)
+    size = int(lengths.sum()) * prod(reader.feature_shape) * reader.dtype.itemsize
+    if size > (_available_bytes() // 2 if memory_bytes is None else memory_bytes):
+        return Sequences(chosen, seconds, Stream(reader), notes=notes)
+    flat = torch.empty((int(lengths.sum()), *reader.feature_shape), dtype=getattr(torch, reader.dtype.name))
+    try:
+        for video, (start, length) in enumerate(zip(np.cumsum(lengths) - lengths, lengths, strict=True)):
+            for piece in np.split(np.arange(length), range(_LOAD_ROWS, length, _LOAD_ROWS)):
+                flat[start + piece[0] : start + piece[-1] + 1] = reader.read(video, piece)
+    finally:
+        reader.close()
+    return Sequences(chosen, seconds, flat, notes=notes)
+
+
+def _available_bytes() -> int:
+    """Memory that can be taken without swapping: what Linux says, within a container's limit; elsewhere all of it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        limit = Path("/sys/fs/cgroup/memory.max")
+        text = limit.read_text().strip() if limit.exists() else "max"
+        return available if text == "max" else min(available, int(text))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def positions_of(sequences: Sequences, ids: Sequence[str]) -> np.ndarray:
+    """(B,) int64 positions of videos in the sequences. KeyError for one that is not there."""
+    place = {video: position for position, video in enumerate(sequences.ids)}
+    return np.array([place[video] for video in ids], np.int64)
+
+
+def load_same_videos(
+    joined: Sequence[Sequence[Bank]], ids: Sequence[str], *, spatial: str | None
+) -> tuple[list[Sequences], list[str]]:
+    """What several heads read, all of the same videos in the same order, and lines worth telling.
+
+    Args:
+        joined: for each head the banks whose features it reads side by side.
+        ids: the videos; those that are not in every bank, or have no rows in one, are left out.
+        spatial: how maps are read.
+    """
+    shared, notes = common_ids([bank for banks in joined for bank in banks], ids)
+    while True:
+        sequences = [load_sequences(banks, shared, spatial=spatial) for banks in joined]
+        notes += [note for each in sequences for note in each.notes if note not in notes]
+        kept = set(sequences[0].ids).intersection(*(each.ids for each in sequences))
+        if all(len(each.ids) == len(kept) for each in sequences):
+            return sequences, notes
+        shared = [video for video in shared if video in kept]
+
+
+def buckets(
+    lengths: np.ndarray, batch_size: int, *, max_steps: int, generator: np.random.Generator | None
+) -> list[np.ndarray]:
+    """Put videos of like length together, so that few steps of a batch run with few videos.
+
+    Args:
+        lengths: (B,) int64 rows of each video.
+        batch_size: most videos of a batch.
+        max_steps: most rows of a batch; a longer video goes alone.
+        generator: shuffles the videos, sorts them by length within pools of several batches, and shuffles the batches.
+            None sorts all, longest first, for scoring: memory that doesn't suffice shows at once.
+
+    Returns:
+        for each batch its (b,) int64 positions in `lengths`; every video once.
+    """
+    if generator is None:
+        pools = [np.argsort(-lengths, kind="stable")]
+    else:
+        shuffled = generator.permutation(len(lengths))
+        size = batch_size * _POOL_BATCHES
+        pools = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
+        pools = [pool[np.argsort(-lengths[pool], kind="stable")] for pool in pools]
+    batches: list[np.ndarray] = []
+    for pool in pools:
+        start = steps = 0
+        for place, length in enumerate(lengths[pool].tolist()):
+            if place > start and (place - start == batch_size or steps + length > max_steps):
+                batches.append(pool[start:place])
+                start, steps = place, 0
+            steps += length
+        if len(pool):
+            batches.append(pool[start:])
+    if generator is None:
+        return batches
+    return [batches[place] for place in generator.permutation(len(batches))]

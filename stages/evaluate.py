@@ -1,0 +1,275 @@
+"""A finished run scored once more: on what it held out, against what it wrote then; or on videos of other banks."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pipeline import rescoring, runs, splits
+from pipeline.bank import Bank
+from pipeline.bootstrap import bootstrap
+from pipeline.bundles import check_banks, load_bundle
+from pipeline.encoder import choose_device
+from pipeline.errors import UserError
+from pipeline.held_out import hold_out
+from pipeline.results import HeldOut, Task, class_table, joined, metrics_of, score_rows
+from pipeline.splits import PARTS, Fold
+from pipeline.targets import as_asked
+from stages.console import Display, counted
+from stages.training_words import interval_words, number
+
+OK, DIFFERENT = 0, 1
+TOLERANCE = 0.005  # of a probability, or of a value in units of the largest one: between devices, not between runs
+_SHOWN_CLASSES = 30
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Everything that `framebank evaluate` can be told; the defaults are those of the command.
+
+    `split` is "test", "all" or None for the usual: what was held out of the run's own bank, all of other banks.
+    `target`, `targets`, `segments` and `frame_values` say where other banks' targets are, if not where the run's were.
+    """
+
+    run: Path
+    banks: tuple[Path, ...] = ()
+    split: str | None = None
+    target: str | None = None
+    targets: Path | None = None
+    segments: Path | None = None
+    frame_values: Path | None = None
+    json: Path | None = None
+    device: str = "auto"
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run: its folder, what was asked, what came of it, and its folds."""
+
+    folder: Path
+    config: dict[str, Any]
+    results: dict[str, Any]
+    task: Task
+    folds: list[Fold]
+
+    @property
+    def tested(self) -> list[str]:
+        """The ids that were held out."""
+        return [video for fold in self.folds for video in fold.test]
+
+
+def run(config: EvaluateConfig) -> int:
+    """Score the run's videos, or other banks', and print the metrics.
+
+    Returns:
+        the exit status: 0; 1 if the run's own held-out videos get other scores than it wrote down.
+
+    Raises:
+        UserError: it could not be done as asked.
+    """
+    display = Display(quiet=config.quiet)
+    finished = _read(config.run)
+    device = choose_device(config.device)
+    with ExitStack() as stack:
+        paths = config.banks or rescoring.banks_of(finished.config, config.run)
+        banks = [stack.enter_context(Bank(path)) for path in paths]
+        own = not config.banks or rescoring.is_own(finished.config, banks, finished.tested)
+        for note in check_banks(load_bundle(config.run), banks):
+            display.field("Note", note)
+        if own:
+            return _own(display, config, finished, banks, device)
+        return _other(display, config, finished, banks, device)
+
+
+def _read(folder: Path) -> _Run:
+    results = runs.read_results(folder)
+    said = results["task"]
+    task = Task(said["kind"], said["per_frame"], tuple(said["labels"]), said["background"])
+    path = folder / "splits.csv"
+    try:
+        ids = pd.read_csv(path, dtype=str, keep_default_na=False)["id"].unique().tolist()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}; train the run again.") from None
+    return _Run(folder, runs.read_config(folder), results, task, splits.read_splits(path, ids)[0])
+
+
+def _own(display: Display, config: EvaluateConfig, finished: _Run, banks: list[Bank], device: torch.device) -> int:
+    """The run's own videos: those held out, by the heads that scored them then, and held against what they said."""
+    given = ("target", "targets", "segments", "frame_values")
+    if any(getattr(config, name) is not None for name in given):
+        raise UserError("The run's own videos keep their own targets; give targets beside another BANK only.")
+    asked = finished.config["config"]
+    targets = as_asked(asked, banks[0])
+    lost = [video for video in finished.tested if video not in targets.values or any(video not in b for b in banks)]
+    if lost:
+        raise UserError(f"{len(lost)} held-out videos are gone or have no target any more, e.g. {lost[0]}.")
+    parts = PARTS if config.split == "all" else PARTS[-1:]
+    largest, changed = 0.0, 0
+    first: dict[str, HeldOut] = {}
+    for seed in range(asked["seeds"]):
+        said: dict[str, list[HeldOut]] = {part: [] for part in parts}
+        for fold in finished.folds:
+            bundle = load_bundle(runs.fold_folder(config.run, seed, fold.name))
+            known = rescoring.in_terms_of(bundle, targets)
+            wanted = {part: [video for video in getattr(fold, part) if video in known.values] for part in parts}
+            sequences, _ = rescoring.load_for(bundle, banks, [video for ids in wanted.values() for video in ids])
+            for part, ids in wanted.items():
+                if ids:
+                    held = hold_out(bundle, sequences, known, ids, fold=fold.name, device=device)
+                    said[part].append(held)
+        again = {part: joined(held) for part, held in said.items()}
+        difference, others = rescoring.largest_difference(finished.task, again["test"], *_recorded(finished, seed))
+        largest, changed = max(largest, difference), changed + others
+        first = first or again
+    count = counted(len(first["test"].ids), "held-out video")
+    seeds = f"; the first of {asked['seeds']} seeds" if asked["seeds"] > 1 else ""
+    display.field("Run", f"{config.run}: {count}, {finished.results['split']}{seeds}")
+    groups = _groups(asked, banks[0], first["test"].ids)
+    content = _show(display, finished, first["test"], groups)
+    if len(parts) > 1:
+        content["parts"] = _show_parts(display, finished, first)
+    content |= {"largest_difference": largest, "changed_predictions": changed}
+    if config.json is not None:
+        runs.write_json(config.json, content)
+    same = largest <= TOLERANCE
+    display.field(
+        "As before" if same else "DIFFERENT",
+        f"largest difference from predictions.csv {largest:.2g} (up to {TOLERANCE:g} is rounding), "
+        f"{counted(changed, 'prediction')} changed{', all seeds' if seeds else ''}",
+    )
+    return OK if same else DIFFERENT
+
+
+def _recorded(finished: _Run, seed: int) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """predictions.csv of a seed, and frames.csv where targets are per frame."""
+    ending = "" if seed == 0 else f"-seed{seed}"
+    text = dict.fromkeys(("id", "fold"), str)
+    if finished.task.kind != "value":
+        text |= dict.fromkeys(("target", "predicted"), str)
+    tables = []
+    for name in ("predictions", "frames")[: 1 + finished.task.per_frame]:
+        path = finished.folder / f"{name}{ending}.csv"
+        try:
+            tables.append(
+                pd.read_csv(path, dtype=text, keep_default_na=False, encoding_errors="surrogatepass", na_values=[])
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}; train the run again.") from None
+    return tables[0], tables[1] if finished.task.per_frame else None
+
+
+def _other(display: Display, config: EvaluateConfig, finished: _Run, banks: list[Bank], device: torch.device) -> int:
+    """Videos of other banks by the final head, without those that it was trained on."""
+    bundle = load_bundle(config.run)
+    asked = dict(finished.config["config"])
+    given = {name: getattr(config, name) for name in ("targets", "segments", "frame_values")}
+    if any(given.values()):
+        asked |= {name: None if path is None else str(path) for name, path in given.items()} | {"target": None}
+    if config.target is not None:
+        asked["target"] = config.target
+    targets = rescoring.in_terms_of(bundle, as_asked(asked, banks[0]))
+    notes = list(targets.notes)
+    ids = [video for video in banks[0] if video in targets.values]
+    if config.split == "test":
+        ids = _tested(asked, banks[0], ids)
+    same, spans = rescoring.trained_on(bundle, banks[0])
+    fresh = [video for video in ids if video not in set(same)]
+    if len(fresh) < len(ids):
+        example = next(video for video in ids if video in set(same))
+        notes.append(f"videos that the head was trained on, left out: {len(ids) - len(fresh)}, e.g. {example}")
+    if not fresh:
+        raise UserError(
+            f"The head was trained on all {len(ids)} videos of {banks[0].path} that have a target, so they say nothing "
+            f"new; `framebank evaluate {config.run}` scores what each fold held out."
+        )
+    if others := [video for video in fresh if video in set(spans)]:
+        notes.append(f"spans of files of which the head was trained on others: {len(others)}, e.g. {others[0]}")
+    sequences, more = rescoring.load_for(bundle, banks, fresh)
+    held = hold_out(bundle, sequences, targets, sequences[0].ids, fold="new", device=device)
+    for note in [*notes, *more]:
+        display.field("Note", note)
+    display.field("Bank", f"{', '.join(str(bank.path) for bank in banks)}: {counted(len(held.ids), 'video')}")
+    content = _show(display, finished, held, _groups(asked, banks[0], held.ids))
+    content["left_out"] = len(ids) - len(fresh)
+    if config.json is not None:
+        runs.write_json(config.json, content)
+    return OK
+
+
+def _tested(asked: dict[str, Any], bank: Bank, ids: Sequence[str]) -> list[str]:
+    """Those of the videos that the bank's split column calls its test part."""
+    column = asked["split_column"]
+    if column in bank.catalog.columns:
+        parts = dict(zip(bank.catalog["id"], bank.catalog[column].astype(str).str.strip().str.lower(), strict=True))
+        if tested := [video for video in ids if parts[video] in ("test", "testing")]:
+            return tested
+    raise UserError(f"No video of {bank.path} is called test in its column {column!r}; leave --split out to score all.")
+
+
+def _groups(asked: dict[str, Any], bank: Bank, ids: Sequence[str]) -> list[str] | None:
+    """The group of each video, by the column that the run took its own from."""
+    column = asked["group_column"]
+    if column == "none" or column not in bank.catalog.columns:
+        return None
+    catalog = bank.catalog.set_index("id")
+    groups, _ = splits.groups_from(ids, [str(catalog.at[video, column]) for video in ids])
+    return None if groups is None else [groups[video] for video in ids]
+
+
+def _show(display: Display, finished: _Run, held: HeldOut, groups: list[str] | None) -> dict[str, Any]:
+    """Print the metrics and the table of classes; returns them for JSON."""
+    task = finished.task
+    metrics = metrics_of(task, held)
+    found = bootstrap(score_rows(task, held), groups, len(held.ids))
+    interval = None if found.low != found.low else [found.low, found.high]
+    unit = "videos" if groups is None else f"{len(set(groups))} groups"
+    display.line()
+    width = max(len(name) for name in metrics)
+    for name in sorted(metrics, key=lambda name: name != task.headline):
+        words = (
+            f"  {interval_words(interval)} (95 %, bootstrap of {unit})" if name == task.headline and interval else ""
+        )
+        display.line(f"  {name.replace('_', ' '):<{width}}  {number(metrics[name])}{words}")
+    classes = class_table(task, held)
+    if classes:
+        display.line()
+        names = max(5, *(len(row["label"]) for row in classes[:_SHOWN_CLASSES]))
+        display.line(f"  {'class':<{names}}  {'number':>7}  precision  recall     F1")
+        for row in classes[:_SHOWN_CLASSES]:
+            display.line(
+                f"  {row['label']:<{names}}  {row['support']:>7,}  {row['precision']:>9.3f}  {row['recall']:>6.3f}"
+                f"  {row['f1']:>5.3f}"
+            )
+        if len(classes) > _SHOWN_CLASSES:
+            display.line(f"  … and {len(classes) - _SHOWN_CLASSES} more classes (--json FILE has them all)")
+    display.line()
+    return {
+        "run": str(finished.folder),
+        "videos": len(held.ids),
+        "headline": task.headline,
+        "score": metrics[task.headline],
+        "interval": interval,
+        "resampled": "videos" if groups is None else "groups",
+        "metrics": metrics,
+        "per_class": classes,
+    }
+
+
+def _show_parts(display: Display, finished: _Run, said: dict[str, HeldOut]) -> dict[str, Any]:
+    """How the heads do on what trained them, on what chose them and on what they had never seen."""
+    task = finished.task
+    content = {}
+    for part, held in said.items():
+        if held.ids:
+            content[part] = metrics_of(task, held)
+            value = number(content[part][task.headline])
+            display.field(
+                part.capitalize(), f"{task.headline.replace('_', ' ')} {value} on {counted(len(held.ids), 'video')}"
+            )
+    display.line()
+    return content

@@ -1,0 +1,214 @@
+"""New videos -> what a trained head makes of them: the backbone of the run's bank runs on them once, then the head.
+
+The videos go through a temporary bank, by the engine, the sampling and the preprocessing of the bank that the head was
+trained on. A loaded backbone whose recipe is another is refused: the head would read numbers that mean something else.
+"""
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.alike import bank_alike, load_alike
+from pipeline.bank import Bank
+from pipeline.bundles import Bundle, load_bundle
+from pipeline.encoder import choose_device
+from pipeline.errors import UserError
+from pipeline.features import records
+from pipeline.predictions import Predictions, predict, seen_in_training
+from pipeline.runs import write_csv, write_json
+from pipeline.sources import source_text
+from pipeline.targets import SEPARATOR
+from pipeline.videos import find_videos
+from stages.console import Display, counted, sampling_words
+
+OK, FAILURES, INTERRUPTED = 0, 3, 130
+_SHOWN_LABELS = 4
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Everything that `framebank predict` can be told; the defaults are those of the command."""
+
+    run: Path
+    videos: tuple[Path, ...]
+    csv: Path | None = None
+    json: Path | None = None
+    frames: Path | None = None
+    segments: Path | None = None
+    weights: tuple[str, ...] = ()
+    all_files: bool = False
+    image_fps: float | None = None
+    allow_partial: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: str = "auto"
+    quiet: bool = False
+
+
+def run(config: PredictConfig) -> int:
+    """Predict videos.
+
+    Returns:
+        the exit status: 0 all predicted, 3 some could not be read, 130 interrupted (then nothing is predicted).
+
+    Raises:
+        UserError: it could not run as asked.
+    """
+    display = Display(quiet=config.quiet)
+    bundle = load_bundle(config.run)
+    _check_outputs(config, bundle)
+    found, notes = _find(config)
+    display.field("Found", counted(len(found), "video"))
+    device = choose_device(config.device)
+    with tempfile.TemporaryDirectory(prefix="framebank-") as folder:
+        made = _bank(config, bundle, found, device, Path(folder), display)
+        if made is None:
+            display.line("Interrupted; nothing was predicted.")
+            return INTERRUPTED
+        failures = pd.concat([bank.failures[["id", "reason"]] for bank in made.values()]).drop_duplicates("id")
+        ids = [video_id for video_id in found["id"] if video_id not in set(failures["id"])]
+        predictions = predict(bundle, made, ids, device=device) if ids else None
+        if again := seen_in_training(bundle, next(iter(made.values()))):
+            notes.append(
+                f"files that the head was trained on: {len(again)}, e.g. {again[0]}; of them it says nothing new"
+            )
+        for bank in made.values():
+            bank.close()
+    for note in [*notes, *(predictions.notes if predictions else [])]:
+        display.field("Note", note)
+    if predictions is not None:
+        _show(display, predictions)
+    for row in records(failures):
+        display.line(f"{row['id']}: not predicted, {row['reason']}")
+    if len(failures) and config.quiet:
+        print(f"{counted(len(failures), 'video')} could not be read", file=sys.stderr)
+    if predictions is not None:
+        _write(config, predictions, found, failures)
+    elif any((config.csv, config.json, config.frames, config.segments)):
+        display.line("None of the videos could be read, so no file was written.")
+    return FAILURES if len(failures) else OK
+
+
+def _check_outputs(config: PredictConfig, bundle: Bundle) -> None:
+    """UserError now rather than after the backbone has run: for what the head cannot give or nobody can write."""
+    every_step = bundle.objective.steps
+    if config.frames is not None and not every_step:
+        raise UserError(
+            f"The head in {config.run} predicts whole videos, not frames: --frames needs one trained with labels per "
+            "frame or supervised at every step. Leave --frames out."
+        )
+    if config.segments is not None and (not bundle.per_frame or bundle.kind == "value"):
+        what = "values" if bundle.kind == "value" else "one label per video"
+        raise UserError(
+            f"The head in {config.run} was trained with {what}, so it predicts no segments; leave --segments out."
+        )
+    for path in (config.csv, config.json, config.frames, config.segments):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise UserError(f"{path} cannot be written: {'it is' if path.is_dir() else 'its folder is not'} a folder.")
+
+
+def _find(config: PredictConfig) -> tuple[pd.DataFrame, list[str]]:
+    """The videos of all arguments in one table, ids all different, and lines worth telling."""
+    tables: list[pd.DataFrame] = []
+    notes: list[str] = []
+    known: dict[str, str] = {}  # ids that are taken, and by which file
+    spans: dict[str, tuple[str, str, str]] = {}
+    for data in config.videos:
+        found = find_videos(data, all_files=config.all_files, known=known)
+        for row in records(found.table):
+            span = (row["path"], str(row["start"]), str(row["end"]))
+            if spans.setdefault(row["id"], span) != span:
+                raise UserError(f"{row['id']!r} is the id of two videos, one of them in {data}; predict them in turn.")
+        notes += found.notes
+        tables.append(found.table[~found.table["id"].isin(known)])  # a file that is named twice is predicted once
+        known |= dict(zip(found.table["id"], found.table["path"], strict=True))
+    return pd.concat(tables, ignore_index=True), notes
+
+
+def _bank(
+    config: PredictConfig, bundle: Bundle, found: pd.DataFrame, device: torch.device, folder: Path, display: Display
+) -> dict[str, Bank] | None:
+    """Run each backbone that the bundle needs over the videos.
+
+    Returns:
+        fingerprint of the bank trained on -> the temporary bank like it; None when interrupted.
+    """
+    loaded = load_alike(bundle, config.weights, device=device, precision=config.precision)
+    for alike in loaded:
+        shape = "×".join(map(str, alike.backbone.feature_shape))
+        backbone = f"{alike.backbone.name}, layer {alike.backbone.layer} ({shape}), {alike.backbone.weights}"
+        display.field("Backbone", f"{backbone}; {sampling_words(alike.recipe['sampling'])}")
+        for note in alike.notes:
+            display.field("Note", note)
+    made: dict[str, Bank] = {}
+    for alike in loaded:
+        path = folder / f"{len(made)}.h5"
+        with display.progress(len(found), 0) as show:
+            interrupted = bank_alike(
+                path,
+                found,
+                alike,
+                device=device,
+                batch_size=config.batch_size,
+                image_fps=config.image_fps,
+                allow_partial=config.allow_partial,
+                on_progress=show,
+            )
+        if interrupted:
+            return None
+        made[alike.fingerprint] = Bank(path)
+    return made
+
+
+def _show(display: Display, predictions: Predictions) -> None:
+    """A line per video: its id, the prediction, and the probability of it."""
+    width = max(map(len, predictions.videos["id"]))
+    for place, row in enumerate(records(predictions.videos)):
+        decided = predictions.decided[place] if predictions.bundle.per_frame else None
+        display.line(f"{row['id']:<{width}}  {_words(predictions.bundle, row, decided)}")
+
+
+def _words(bundle: Bundle, row: Mapping[str, Any], decided: np.ndarray | None) -> str:
+    """ "walk 0.931", "car 0.973, horn 0.614", "12.4"; of frames "walk 62%, run 38% of 240 frames"."""
+    if bundle.kind == "value":
+        mean = "" if decided is None else f", mean of {counted(len(decided), 'frame')}"
+        return f"{row['predicted']:.4g}{mean}"
+    if decided is not None:
+        one_hot = decided if decided.ndim == 2 else np.eye(len(bundle.labels))[decided]
+        shares = one_hot.mean(axis=0)
+        order = [place for place in np.argsort(-shares, kind="stable").tolist() if shares[place] > 0]
+        parts = [f"{bundle.labels[place]} {shares[place]:.0%}" for place in order[:_SHOWN_LABELS]]
+        more = f", and {len(order) - _SHOWN_LABELS} more" if len(order) > _SHOWN_LABELS else ""
+        return f"{', '.join(parts) or 'no label'}{more} of {counted(len(decided), 'frame')}"
+    chosen = row["predicted"].split(SEPARATOR) if bundle.kind == "multilabel" else [row["predicted"]]
+    return ", ".join(f"{label} {row[f'p_{label}']:.3f}" for label in chosen if label) or "no label"
+
+
+def _write(config: PredictConfig, predictions: Predictions, found: pd.DataFrame, failures: pd.DataFrame) -> None:
+    """The files that were asked for."""
+    if config.csv is not None:
+        write_csv(config.csv, predictions.videos)
+    if config.json is not None:
+        paths = dict(zip(found["id"], found["path"], strict=True))
+        videos = [
+            {
+                "id": row["id"],
+                "path": source_text(paths[row["id"]]),
+                "predicted": row["predicted"],
+                "probability": {label: row[f"p_{label}"] for label in predictions.bundle.labels},
+            }
+            for row in records(predictions.videos)
+        ]
+        run = source_text(str(config.run))
+        write_json(config.json, {"run": run, "videos": videos, "failed": records(failures)})
+    if config.frames is not None:
+        write_csv(config.frames, predictions.frame_table())
+    if config.segments is not None:
+        write_csv(config.segments, predictions.segment_table())

@@ -1,0 +1,226 @@
+"""What `framebank train-head` says: the task, the split, the head, how training goes, and what came of it."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline.bank import Bank
+from pipeline.heads import Head, HeadConfig
+from pipeline.material import Material
+from pipeline.metrics import higher_is_better
+from pipeline.standardisation import Standardisation
+from pipeline.targets import Targets
+from pipeline.training import Plan
+from stages.console import Display, counted, plain_time
+
+_SHOWN_CLASSES = 30
+_PLAIN_SECONDS = 10.0
+_NAMES = {
+    "accuracy": "accuracy",
+    "frame_accuracy": "frame accuracy",
+    "mAP": "mAP",
+    "mae": "mean absolute error",
+}
+_KINDS = {"class": "one class", "multilabel": "any of the labels", "value": "a number"}
+
+
+def show_task(
+    display: Display,
+    banks: Sequence[Bank],
+    material: Material,
+    targets: Targets,
+    how: str,
+    table: Sequence[str],
+    notes: Sequence[str],
+) -> None:
+    """The banks, what is to be predicted, the split, and what is worth knowing before it begins."""
+    for bank in banks:
+        recipe = bank.config["recipe"]
+        shape = " × ".join(map(str, recipe["feature_shape"]))
+        display.field("Bank", f"{bank.path}: {counted(len(bank), 'video')}, {recipe['backbone']} ({shape})")
+    lengths = material.sequences[0].lengths
+    per = "frame" if targets.per_frame else "video"
+    labels = f", {counted(len(targets.labels), 'class', 'classes')}" if targets.labels else ""
+    display.field("Target", f"{_KINDS[targets.kind]} per {per}{labels}")
+    display.field(
+        "Videos",
+        f"{len(lengths):,} with a target · {int(lengths.sum()):,} rows, {lengths.min():,} to {lengths.max():,}",
+    )
+    for note in (*targets.notes, *notes):
+        display.field("Note", note)
+    display.field("Split", how)
+    for line in table[: _SHOWN_CLASSES + 1]:
+        display.line(f"  {line}")
+    if len(table) > _SHOWN_CLASSES + 1:
+        display.line(f"  … and {len(table) - _SHOWN_CLASSES - 1} more classes")
+
+
+def head_words(head: HeadConfig, pca: int | None = None) -> str:
+    """ "centred, changes over 4, PCA 64, bidirectional GRU 128 × 2, attention pool, MLP 128"."""
+    parts = ["centred"] if head.centre else []
+    parts += [f"differences over {', '.join(map(str, head.deltas))}"] if head.deltas else []
+    parts += [f"changes over {', '.join(map(str, head.changes))}"] if head.changes else []
+    parts += [f"PCA {pca}"] if pca else []
+    parts += [f"projection {head.projection}"] if head.projection else []
+    if head.cell == "none":
+        parts += ["no recurrence"]
+    else:
+        layers = f" × {head.layers} layers" if head.layers > 1 else ""
+        parts += [f"{'bidirectional ' if head.bidirectional else ''}{head.cell.upper()} {head.hidden}{layers}"]
+    parts += ["every step"] if head.steps else [f"{head.pool} pool" if head.pool != "last" else "last state"]
+    parts += ["batch norm"] if head.norm == "batch" else []
+    parts += [f"MLP {', '.join(map(str, head.mlp))}"] if head.mlp else []
+    return ", ".join(parts)
+
+
+def show_plan(display: Display, plan: Plan, material: Material, *, resumed: bool) -> None:
+    """The head, and how it is trained."""
+    fit = plan.fit
+    outputs = material.targets.outputs
+    parameters = sum(_parameters(plan, sequences.feature_shape, outputs) for sequences in material.sequences)
+    heads = f"{len(material.sequences)} heads, " if len(material.sequences) > 1 else ""
+    display.field("Head", f"{heads}{head_words(plan.head, plan.pca)} · {parameters:,} parameters")
+    stop = f", stops after {fit.patience} without improvement" if fit.patience else ""
+    taken = {"all": "", "part": f", stretches of {plan.selection.amount:.0%} or more"}
+    frames = taken.get(plan.selection.rule, f", frames by {plan.selection.rule} {plan.selection.amount:g}")
+    display.field(
+        "Training",
+        f"{fit.epochs} epochs{stop}, batches of {fit.batch_size}, {fit.optimizer} {fit.learning_rate:g}, "
+        f"{fit.schedule} schedule{frames}, on {plan.device.type}",
+    )
+    if resumed:
+        display.field("Resumed", "what an earlier call of this command finished is not done again")
+
+
+def _parameters(plan: Plan, feature_shape: Sequence[int], outputs: int) -> int:
+    """How many numbers a head learns; counted on a device without memory."""
+    with torch.device("meta"):
+        channels = torch.zeros(feature_shape[0]) if len(feature_shape) == 3 else None
+        width = plan.head.inputs.width(feature_shape[0])
+        components = None if plan.pca is None else torch.zeros(width, plan.pca)
+        prepared = Standardisation(torch.zeros(width), torch.ones(width), components, channels, channels)
+        head = Head(plan.head, feature_shape, outputs, prepared)
+    return sum(parameter.numel() for parameter in head.parameters())
+
+
+class Watch:
+    """How far training is, over all seeds and folds."""
+
+    def __init__(self, show: Callable[[int, str], None], epochs: int) -> None:
+        self._show, self._epochs, self._done, self._what = show, epochs, -1, ""
+
+    def begin(self, fold: str, seed: int) -> None:
+        """The next fold begins."""
+        self._done += 1
+        self._what = f"fold {fold}" + (f", seed {seed}" if seed else "")
+        self._show(self._done * self._epochs, self._what)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """An epoch has ended."""
+        losses = f"loss {row['train_loss']:.3f}"
+        if "validation_loss" in row:
+            losses += f", validation {row['validation_loss']:.3f}"
+        self._show(self._done * self._epochs + int(row["epoch"]), f"{self._what}, epoch {row['epoch']}, {losses}")
+
+
+@contextmanager
+def watch_training(display: Display, trainings: int, epochs: int) -> Iterator[Watch]:
+    """Show progress while something trains `trainings` times for at most `epochs` epochs."""
+    with _progress(display, trainings * epochs) as show:
+        yield Watch(show, epochs)
+
+
+@contextmanager
+def watch_baselines(display: Display, fits: int) -> Iterator[Callable[[], None]]:
+    """Show progress while baselines are fitted."""
+    with _progress(display, fits) as show:
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            show(done, "baselines")
+
+        yield advance
+
+
+@contextmanager
+def _progress(display: Display, total: int) -> Iterator[Callable[[int, str], None]]:
+    if display.quiet:
+        yield lambda done, what: None
+    elif sys.stderr is not None and sys.stderr.isatty():
+        columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda done, what: bar.update(task, completed=done, description=what)
+    else:
+        shown = time.monotonic()
+
+        def show(done: int, what: str) -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= _PLAIN_SECONDS:
+                shown = time.monotonic()
+                print(f"{done / total:.0%} · {what}", file=sys.stderr, flush=True)
+
+        yield show
+
+
+def show_results(display: Display, out: Path, results: Mapping[str, Any]) -> None:
+    """The headline beside the baselines, the difference and what it means, and where everything lies."""
+    name = results["headline"]
+    display.line()
+    unit = "groups" if results["resampled"] == "groups" else "videos"
+    display.line(f"{_NAMES[name].capitalize()} on held-out videos (95 % interval: bootstrap of {unit})")
+    rows = [("this head", results["score"], results["interval"])]
+    rows += [(known, said["score"], said["interval"]) for known, said in results["baselines"].items()]
+    width = max(len(row[0]) for row in rows)
+    for known, value, interval in rows:
+        display.line(f"  {known:<{width}}  {number(value)}  {interval_words(interval)}")
+    if results["seeds_sd"] is not None:
+        values = ", ".join(number(value) for value in results["seeds"])
+        display.line(f"  ({len(results['seeds'])} seeds: {values}; sd {number(results['seeds_sd'])})")
+    display.line()
+    display.field("Difference", _verdict(results))
+    others = {key: value for key, value in results["metrics"].items() if key != name and value is not None}
+    display.field("Also", " · ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in others.items()))
+    if len(results["folds"]) > 1:
+        display.field("Folds", ", ".join(number(fold[name]) for fold in results["folds"]))
+    cost = results["cost"]
+    display.field("Took", f"{plain_time(cost['seconds'])}, {plain_time(cost['training_seconds'])} of it training")
+    display.field("Run", f"{out}: predictions.csv, metrics.csv, curves.png, model.safetensors, …")
+
+
+def _verdict(results: Mapping[str, Any]) -> str:
+    """The paired difference to the best baseline, in words that do not promise more than the interval does."""
+    difference, interval = results["difference"], results["difference_interval"]
+    if difference is None:
+        return "not defined on these videos"
+    what = f"{difference:+.3f} {interval_words(interval)} against {results['best_baseline']}"
+    lower = "" if higher_is_better(results["headline"]) else " (positive: smaller error)"
+    if interval is None:
+        return f"{what}{lower}: too few videos to say more"
+    if interval[0] > 0:
+        return f"{what}{lower}: the head adds something"
+    if interval[1] < 0:
+        return f"{what}{lower}: the baseline is better; the head adds nothing here"
+    return f"{what}{lower}: the interval includes 0, so it is not shown that the head adds anything"
+
+
+def number(value: float | None) -> str:
+    """ "0.712", "12.4": three decimals, or three digits; "n/a"."""
+    if value is None or np.isnan(value):
+        return "n/a"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
+
+
+def interval_words(interval: Sequence[float] | None) -> str:
+    """ "[0.61, 0.79]"."""
+    return "" if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"

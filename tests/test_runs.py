@@ -1,0 +1,87 @@
+"""The run folder: begun, gone on with, refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import runs
+from pipeline.bank import Bank
+from pipeline.errors import UserError
+from tests.banks import bank_of, fill
+
+CONFIG = {"hidden": 8, "head": {"cell": "lstm"}}
+DATA = {"banks": [{"path": "/a.h5", "fingerprint": "f"}], "files": {}}
+
+
+def test_begun_gone_on_and_finished(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    assert runs.begin(out, CONFIG, DATA) == runs.NEW
+    assert runs.begin(out, CONFIG, DATA) == runs.UNFINISHED
+    with pytest.raises(UserError, match="has not finished"):
+        runs.read_results(out)
+    runs.write_json(out / "results.json", {"score": 1})
+    assert runs.begin(out, CONFIG, DATA) == runs.FINISHED
+    assert runs.read_results(out) == {"score": 1}
+    assert runs.read_config(out)["config"] == CONFIG
+    assert {"framebank", "torch", "python"} <= runs.read_config(out)["versions"].keys()
+
+
+def test_another_run_is_refused_with_both_values(tmp_path: Path) -> None:
+    runs.begin(tmp_path / "run", CONFIG, DATA)
+    with pytest.raises(UserError, match=r"head.cell is lstm \(that run\) and gru \(now\)"):
+        runs.begin(tmp_path / "run", {**CONFIG, "head": {"cell": "gru"}}, DATA)
+    with pytest.raises(UserError, match="other data"):
+        runs.begin(tmp_path / "run", CONFIG, {**DATA, "files": {"targets": "0"}})
+
+
+def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert runs.begin(tmp_path / "empty", CONFIG, DATA) == runs.NEW
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is no run"):
+        runs.begin(tmp_path / "file", CONFIG, DATA)
+    with pytest.raises(UserError, match=r"is no run: it has no config\.json"):
+        runs.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": "something"}')
+    with pytest.raises(UserError, match="not of this version"):
+        runs.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        runs.read_config(tmp_path)
+
+
+def test_data_is_known_by_its_content(tmp_path: Path) -> None:
+    fill(tmp_path / "bank.h5", {"a/1": 3, "b/1": 4})
+    (tmp_path / "labels.csv").write_text("id,label\na/1,x\n")
+
+    def identity() -> dict[str, object]:
+        with Bank(tmp_path / "bank.h5") as bank:
+            return runs.data_identity([bank], {"targets": tmp_path / "labels.csv", "segments": None})
+
+    before = identity()
+    assert before == identity()
+    (tmp_path / "labels.csv").write_text("id,label\na/1,y\n")
+    changed = identity()
+    assert changed["files"] != before["files"]
+    assert changed["banks"] == before["banks"]
+    fill(tmp_path / "bank.h5", {"c/1": 3})
+    assert identity()["banks"] != before["banks"]
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    runs.write_json(tmp_path / "x.json", {"a": [float("nan"), np.float32(1.5), np.int64(2)], "b": {"c": float("inf")}})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5, 2], "b": {"c": None}}
+
+
+def test_folders_of_folds(tmp_path: Path) -> None:
+    assert runs.fold_folder(tmp_path, 0, "3") == tmp_path / "folds" / "3"
+    assert runs.fold_folder(tmp_path, 2, "3") == tmp_path / "folds" / "3-seed2"
+
+
+def test_a_bank_of_another_place_is_the_same_data(tmp_path: Path) -> None:
+    videos = {"a/1": np.ones((3, 2)), "b/1": np.zeros((3, 2))}
+    one = bank_of(tmp_path / "one.h5", videos)
+    with Bank(one) as bank:
+        assert runs.data_identity([bank], {}) == runs.data_identity([bank], {})

@@ -1,0 +1,162 @@
+"""Selections take the rows that their rules name: some always the same ones, some at random within stated bounds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.selection import RULES, Selection, select
+
+COUNTS, AMOUNTS = st.integers(1, 300), st.integers(1, 60)
+
+
+def times(count: int, fps: float = 25) -> np.ndarray:
+    return np.arange(count) / fps
+
+
+def rows(rule: str, amount: float, count: int, **options) -> list[int]:
+    return select(Selection(rule, amount), times(count), **options).tolist()
+
+
+def lrcn(count: int, amount: int) -> list[int]:
+    """The tail-anchored sampler, step by step."""
+    step, taken, row = max(1, round(count / amount)), [], count - 1
+    while row >= 0 and len(taken) < amount:
+        taken.append(row)
+        row -= step
+    return taken[::-1]
+
+
+def test_a_part_is_a_random_stretch_of_at_least_its_share():
+    drawn = [rows("part", 0.5, 40, generator=np.random.default_rng(seed)) for seed in range(300)]
+    assert all(taken == list(range(taken[0], taken[0] + len(taken))) for taken in drawn)
+    lengths = [len(taken) for taken in drawn]
+    assert min(lengths) in (20, 21)
+    assert max(lengths) in (39, 40)
+    assert {taken[0] for taken in drawn} >= set(range(10))
+    assert {taken[-1] for taken in drawn} >= set(range(30, 40))
+    assert rows("part", 0.5, 40) == list(range(40))
+    assert rows("part", 0.1, 1, generator=np.random.default_rng(0)) == [0]
+
+
+def test_rules_that_sample_as_extraction_does():
+    assert rows("all", 0, 4) == [0, 1, 2, 3]
+    assert rows("stride", 3, 8) == [0, 3, 6]
+    assert rows("fps", 5, 12) == [0, 5, 10]
+    assert rows("frames", 3, 7) == [1, 3, 5]
+
+
+@given(rule=st.sampled_from(RULES), count=COUNTS, amount=AMOUNTS, seed=st.integers(0, 9))
+def test_every_rule_gives_rising_rows_of_the_video(rule, count, amount, seed):
+    selection = Selection(rule, {"all": 0, "part": amount / 61}.get(rule, amount))
+    for generator in (None, np.random.default_rng(seed)):
+        chosen = select(selection, times(count), generator=generator)
+        assert chosen.dtype == np.int64
+        assert len(chosen) > 0
+        assert chosen[0] >= 0
+        assert chosen[-1] < count
+        assert (np.diff(chosen) > 0).all()
+
+
+@given(count=COUNTS, amount=AMOUNTS, seed=st.integers(0, 9))
+def test_tsn_takes_one_row_of_each_equal_segment(count, amount, seed):
+    chosen = rows("tsn", amount, count, generator=np.random.default_rng(seed))
+    if count <= amount:
+        assert chosen == list(range(count))
+    else:
+        assert len(chosen) == amount
+        assert all(k * count // amount <= row < (k + 1) * count // amount for k, row in enumerate(chosen))
+
+
+def test_tsn_draws_every_row_of_a_segment_and_centres_in_testing():
+    generator = np.random.default_rng(0)
+    drawn = np.array([rows("tsn", 3, 10, generator=generator) for _ in range(300)])
+    assert [sorted(set(column)) for column in drawn.T.tolist()] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+    assert rows("tsn", 3, 10) == rows("frames", 3, 10) == [1, 5, 8]
+
+
+@given(count=COUNTS, amount=AMOUNTS, crops=st.integers(1, 5))
+def test_tsn_draws_in_testing_stay_in_their_segments(count, amount, crops):
+    selection = Selection("tsn", amount, crops)
+    draws = [select(selection, times(count), draw=draw).tolist() for draw in range(crops)]
+    if count > amount:
+        for column in zip(*draws, strict=True):
+            assert list(column) == sorted(column)
+        for draw in draws:
+            assert all(k * count // amount <= row < (k + 1) * count / amount for k, row in enumerate(draw))
+        if count >= amount * crops:
+            assert len(set(map(tuple, draws))) == crops
+
+
+@given(count=COUNTS, amount=AMOUNTS)
+def test_tail_walks_back_from_the_last_row(count, amount):
+    assert rows("tail", amount, count) == lrcn(count, amount)
+
+
+@pytest.mark.parametrize(
+    ("count", "amount", "first", "step", "taken"),
+    [
+        (150, 100, 1, 2, 75),  # 1.5 rounds to 2
+        (250, 100, 51, 2, 100),  # 2.5 rounds to 2: the beginning is missed
+        (149, 100, 49, 1, 100),
+        (40, 100, 0, 1, 40),  # 0.4 rounds to 0, and 1 is the least
+        (7, 1, 6, 1, 1),
+    ],
+)
+def test_tail_rounds_half_to_even(count, amount, first, step, taken):
+    assert rows("tail", amount, count) == list(range(first, count, step))[:taken]
+
+
+def test_crops_are_consecutive_and_begin_anywhere():
+    generator = np.random.default_rng(0)
+    drawn = [rows("crop", 4, 9, generator=generator) for _ in range(200)]
+    assert {tuple(crop) for crop in drawn} == {tuple(range(start, start + 4)) for start in range(6)}
+
+
+def test_crops_in_testing_are_spread_evenly_and_one_is_the_whole_video():
+    assert rows("crop", 4, 9) == list(range(9))
+    draws = [select(Selection("crop", 4, 3), times(11), draw=draw).tolist() for draw in range(3)]
+    assert draws == [[0, 1, 2, 3], [3, 4, 5, 6], [7, 8, 9, 10]]
+    assert select(Selection("crop", 4, 3), times(2), draw=1).tolist() == [0, 1]
+
+
+def test_the_same_generator_gives_the_same_rows():
+    for rule in ("tsn", "crop"):
+        one, other = (rows(rule, 5, 90, generator=np.random.default_rng(7)) for _ in range(2))
+        assert one == other
+
+
+def test_unknown_times_matter_to_fps_alone():
+    unknown = np.full(9, np.nan)
+    with pytest.raises(UserError, match=r"fps.*timestamps.*stride or frames"):
+        select(Selection("fps", 5), unknown)
+    assert select(Selection("tail", 3), unknown).tolist() == [2, 5, 8]
+    assert select(Selection("frames", 3), unknown).tolist() == [1, 4, 7]
+
+
+def test_which_of_several_draws_must_be_said():
+    with pytest.raises(ValueError, match="which of the 3"):
+        select(Selection("crop", 4, 3), times(9))
+    with pytest.raises(ValueError, match="no draw 3"):
+        select(Selection("crop", 4, 3), times(9), draw=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("middle", 3), "'middle'; choose one of all, stride"),
+        (("all", 3), "takes no number, and got 3"),
+        (("stride", 0), "stride got 0; give a whole number"),
+        (("frames", 2.5), "frames got 2.5"),
+        (("tsn", float("nan")), "tsn got nan"),
+        (("crop", float("inf")), "crop got inf"),
+        (("fps", 0), "fps got 0; give frames per second above 0"),
+        (("fps", float("nan")), "fps got nan"),
+        (("tail", 4, 3), "tail takes the same frames in every test.*select by tsn or crop"),
+        (("crop", 4, 0), "0 crops.*whole number from 1"),
+    ],
+)
+def test_selections_that_make_no_sense(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Selection(*arguments)
