@@ -40,7 +40,7 @@ def run(folder: Path) -> int:
     status = evaluate.run(evaluate.EvaluateConfig(run=head))
     display.line()
     display.line("6. One clip from its file: backbone and head together.")
-    clip = clips["path"].iloc[0]
+    clip = clips.loc[clips["split"] == "test", "path"].iloc[0]
     status = status or predict.run(predict.PredictConfig(run=head, videos=(data / clip,)))
     display.line()
     command = sys.argv[0] if Path(sys.argv[0]).name == "framebank" else "framebank"

@@ -29,7 +29,20 @@ def bank(out: Path) -> Path:
 def test_help_lists_every_command_with_a_line() -> None:
     result = framebank("--help")
     assert result.exit_code == 0
-    for command in ("demo", "describe", "extract", "merge", "pack", "remove", "samples"):
+    for command in (
+        "bench",
+        "compare",
+        "demo",
+        "describe",
+        "evaluate",
+        "extract",
+        "merge",
+        "pack",
+        "predict",
+        "remove",
+        "samples",
+        "train-head",
+    ):
         assert re.search(rf"^  {command} +\S", result.stdout, re.MULTILINE)
         assert framebank(command, "--help").exit_code == 0
     assert framebank("--version").stdout == f"framebank {version('framebank')}\n"
@@ -126,14 +139,21 @@ def test_pack_merge_and_remove(bank: Path, tmp_path: Path) -> None:
 def test_the_demo_walks_from_clips_to_bank(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "make_samples", lambda folder: make_samples(folder, clips_per_class=2))
+    monkeypatch.setattr(demo, "make_samples", lambda folder: make_samples(folder, clips_per_class=5))
     assert demo.run(tmp_path) == 0
     text = capsys.readouterr().out
-    assert "8 videos" in text
+    assert "20 videos" in text
     assert "framebank describe" in text
-    assert len(Bank(tmp_path / "samples.h5")) == 8
+    assert "Accuracy on held-out videos" in text
+    assert "logistic regression on mean + std" in text
+    assert "0 predictions changed" in text, "evaluated again"
+    assert re.search(r"^forwards-swelling_004 +(forwards|backwards)-\w+ 0\.\d+$", text, re.MULTILINE), "predicted"
+    assert len(Bank(tmp_path / "samples.h5")) == 20
+    assert (tmp_path / "samples-head" / "confusion.png").exists()
     assert demo.run(tmp_path) == 0  # again: nothing to do
-    assert "8 videos done before" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "20 videos done before" in text
+    assert "samples-head is finished" in text
 
 
 def test_a_reader_that_leaves_is_no_error(bank: Path) -> None:

@@ -175,7 +175,7 @@ def test_commands_parse(line: str) -> None:
 def test_every_option_and_command_that_is_named_exists(text: str) -> None:
     known = {"--help", "--version"}.union(*(option_names(command) for command in main.commands.values()))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
-    assert set(re.findall(r"`framebank ([a-z]+)", text)) <= set(main.commands)
+    assert set(re.findall(r"`framebank ([a-z-]+)", text)) <= set(main.commands)
 
 
 def test_every_command_and_make_target_is_documented_or_found_by_help() -> None:

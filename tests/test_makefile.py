@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ["help", "demo", "extract", "describe", "test", "test-all", "check", "clean"]
+TARGETS = ["help", "demo", "extract", "train-head", "describe", "test", "test-all", "check", "clean"]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -55,7 +55,7 @@ def test_help_lists_every_target() -> None:
     assert result.returncode == 0
     assert re.findall(r"^make ([a-z-]+) +\S.+$", result.stdout, re.MULTILINE) == TARGETS
     assert result.stdout == make(ROOT, "help").stdout
-    for variable in ("DATA", "BACKBONE", "WEIGHTS", "OUT", "ARGS", "PYTHON", "JOBS"):
+    for variable in ("DATA", "BACKBONE", "WEIGHTS", "OUT", "RUN", "ARGS", "PYTHON", "JOBS"):
         assert f"\n  {variable}=" in result.stdout
 
 
@@ -96,6 +96,21 @@ def test_variables_come_from_the_command_line_only(project: Path, monkeypatch: p
     monkeypatch.setenv("DATA", "by accident")
     monkeypatch.setenv("OUT", "by accident")
     assert calls(project, "extract")[0] == ["framebank", "samples", "data/samples"]
+
+
+def test_train_head_without_data_banks_the_sample_set_first(project: Path) -> None:
+    ran = calls(project, "train-head", "ARGS=--cell gru")
+    assert ran[:-1] == calls(project, "extract")
+    assert ran[-1] == ["framebank", "train-head", "data/samples.h5", "--out", "data/samples-head", "--cell", "gru"]
+
+
+def test_train_head_takes_the_bank_of_the_data(project: Path) -> None:
+    assert calls(project, "train-head", "DATA=my videos") == [
+        ["framebank", "train-head", "data/my videos.h5", "--out", "data/my videos-head"]
+    ]
+    assert calls(project, "train-head", "OUT=x.h5", "RUN=runs/it's", "DATA=y") == [
+        ["framebank", "train-head", "x.h5", "--out", "runs/it's"]
+    ]
 
 
 def test_other_commands(project: Path) -> None:
