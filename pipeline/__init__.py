@@ -1,28 +1,29 @@
-"""What the data is at each step. Data moves one way, in the order of this map:
+"""What the data is at each step. Data moves one way, in the order of this map: a file imports only from files above it.
 
 errors         how framebank says no: to a command, or to one video
-samples        a small set of real videos whose classes differ in temporal order alone
 ids            a video's name in the bank: its path below the data root, escaped where need be
-videos         folder, manifest or single file -> table of videos: id, path, label, split, group; probing
-split_lists    the train/test lists of UCF101 and HMDB51 -> split columns
-sources        what a source file was when it was banked: has it changed since?
+samples        a small set of real videos whose classes differ in temporal order alone
 sampling       which frames: stride, rate, uniform (index arithmetic only)
 image_folders  the images of one folder, in order, as RGB pixels
 stated_length  how long a container says its video is: truncated, or merely miscounted?
 frames         one video or folder of images -> RGB frames with real timestamps; the only file that knows a decoder
+split_lists    the train/test lists of UCF101 and HMDB51 -> split columns
+videos         folder, manifest or single file -> table of videos: id, path, label, split, group; probing
+sources        what a source file was when it was banked: has it changed since?
 checkpoints    a weights file -> state dict, without executing anything
 preprocessing  a frame -> the network's input, bit for bit as its weights' own transforms
 backbone       a name -> frozen CNN cut at a layer, its preprocessing and feature shape
 encoder        full batches of prepared frames -> embeddings, on any device and precision
-engine         frames of many videos -> full batches -> embeddings, overlapped
 features       one HDF5 file of banked videos: schema, writer, reader; the only file that imports h5py
 lock           one holder at a time, by a file with a heartbeat
 bank           the bank: one file and the sealed parts beside it, read as one
 sealing        finished videos -> sealed parts
 packing        parts -> one self-contained bank file; merge and remove
+engine         frames of many videos -> full batches -> embeddings, overlapped
 resuming       which videos still need banking, and whether the bank was made the same way
 extraction     a table of videos -> sealed parts: what making a bank and predicting have in common
 
+writing        files written whole or not at all: JSON, CSV
 tables         CSV files that people bring, read as text with their lines
 frame_labels   files of segments or labels of frames, in the formats of the field -> spans
 segments       spans <-> labels of the banked frames, by their real times
@@ -40,22 +41,23 @@ heads          packed feature rows -> a prediction per video or per step
 long_sequences  one long video through a head, in bounded memory
 objectives     targets aligned with batches, the loss on them, outputs -> predictions
 scoring        a head -> its predictions of videos, long ones in chunks, crops averaged
+bootstrap      how sure a score is: intervals that resample whole groups
+segment_metrics  edit score and segmental F1
+metrics        scores of predictions, by the field's names
 optimisation   how a head is trained: optimiser, learning rate over time, clipping
 epochs         one epoch laid out: which rows each step of the optimiser sees
 checkpointing  a training's state on disk, whole or not at all
 fitting        head, sequences, targets -> the best epoch's weights
+calibration    probabilities that mean what they say: a temperature, a threshold per label
 bundles        heads and all that turns their outputs into predictions, as safetensors and JSON
 predictions    predictions as tables: per video and per frame
 alike          new videos banked exactly as the head's bank was
 material       what heads are trained from: sequences, targets, classes, groups
+runs           the folder of a run
 training       one fold -> a trained, calibrated bundle
-metrics        scores of predictions, by the field's names
-segment_metrics  edit score and segmental F1
-bootstrap      how sure a score is: intervals that resample whole groups
 baselines      what does without order: majority, last frame, pooled features
 results        held-out predictions -> scores, intervals, differences, tables
 held_out       what heads and baselines say of the test part of a fold
 rescoring      a finished run's heads once more, on its own or other banks
-runs           the folder of a run
 figures        confusion matrix, learning curves and scatter as PNG
 """

@@ -57,9 +57,17 @@ def load_alike(bundle: Bundle, weights: Sequence[str], *, device: torch.device, 
         precision: the compute precision; "auto" is that of the recipe.
 
     Raises:
-        UserError: too few or too many weights, weights that cannot be loaded, or a recipe that is not the bundle's.
+        UserError: too few or too many weights, weights that cannot be loaded, a recipe that is not the bundle's, or
+            two banks of one recipe, which must have been made of different files.
     """
-    wanted = {made["fingerprint"]: made["config"] for member in bundle.members for made in member.banks}
+    read = [made for member in bundle.members for made in member.banks]
+    wanted = {made["fingerprint"]: made["config"] for made in read}
+    if len(wanted) < len(read):
+        raise UserError(
+            f"The head reads {len(read)} banks, and some of them were made alike, of different files (frames and flow, "
+            "say). A new video is only one of these, so nothing can be predicted. Bank both kinds, and give the banks "
+            "to `framebank evaluate`."
+        )
     result = []
     for (fingerprint, made), given in zip(wanted.items(), _shared_out(weights, list(wanted.values())), strict=True):
         recipe = made["recipe"]

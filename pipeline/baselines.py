@@ -69,13 +69,13 @@ def pool_videos(sequences: Iterable[np.ndarray], targets: np.ndarray, groups: Se
     """Pool each video over its steps.
 
     Args:
-        sequences: per video (T, D), T > 0, in the order of targets. Maps (T, C, H, W) are averaged over H and W.
+        sequences: per video (T, D), T > 0, in the order of targets.
         targets: (B,) or (B, K).
         groups: of each video; its id where there are no groups.
     """
     mean, std, last = [], [], []
     for sequence in sequences:
-        steps = _flat(sequence).astype(np.float64)
+        steps = sequence.astype(np.float64)
         mean.append(steps.mean(0))
         std.append(steps.std(0))
         last.append(steps[-1])
@@ -94,7 +94,7 @@ def pool_frames(
     """The frames of videos one after another.
 
     Args:
-        sequences: per video (T, D) or (T, C, H, W), as in `pool_videos`.
+        sequences: per video (T, D).
         targets: per video (T,) or (T, K).
         groups: of each video; its id where there are no groups.
         training: leave masked frames out, and take every n-th of the rest so that at most `FRAME_ROWS` remain.
@@ -107,7 +107,7 @@ def pool_frames(
         chosen = kept[place][-passed % step :: step]  # evenly over all videos, across their borders
         passed += len(kept[place])
         kept[place] = chosen
-        rows.append(_flat(sequence)[chosen].astype(np.float32))
+        rows.append(sequence[chosen].astype(np.float32))
     notes = [f"the baseline per frame is fitted on every {step}th of {total} training frames"] if step > 1 else []
     return Pooled(
         np.concatenate([target[chosen] for target, chosen in zip(targets, kept, strict=True)]),
@@ -148,10 +148,6 @@ def fit_and_score(
     else:
         found = _ridge(train_x, train.targets.astype(np.float64), train.groups, test_x, seed)[:, None]
     return found.astype(np.float32)
-
-
-def _flat(sequence: np.ndarray) -> np.ndarray:
-    return sequence if sequence.ndim == 2 else sequence.mean((2, 3), dtype=np.float32)
 
 
 def _inputs(name: str, pooled: Pooled) -> np.ndarray:
@@ -250,6 +246,7 @@ def _fit(model: LogisticRegression | MLPClassifier, x: np.ndarray, target: np.nd
     """Fit, and take an optimum that is not quite reached: under the weakest penalties that is overfitting anyway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # few videos of many classes
         model.fit(x, target)
 
 

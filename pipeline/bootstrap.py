@@ -30,6 +30,11 @@ class Interval(NamedTuple):
     high: float
     dropped: int
 
+    @property
+    def ends(self) -> list[float] | None:
+        """[low, high], or None where it is not defined."""
+        return None if np.isnan(self.low) else [self.low, self.high]
+
 
 # A score of rows: a Ratio; (n,) values to be averaged; or a function of row numbers (m,) int64, some repeated -> score.
 Score = Ratio | np.ndarray | Callable[[np.ndarray], float]

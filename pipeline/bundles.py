@@ -15,21 +15,20 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, logit, softmax
-from sklearn.metrics import precision_recall_curve
+from scipy.special import softmax
 
 from pipeline.bank import Bank, differences
-from pipeline.checkpointing import replace_file
+from pipeline.calibration import tempered
 from pipeline.errors import UserError
-from pipeline.fitting import score
+from pipeline.features import records
 from pipeline.heads import Head, HeadConfig, restored
 from pipeline.objectives import Objective
+from pipeline.scoring import Scores, score
 from pipeline.selection import Selection
 from pipeline.sequences import Sequences
+from pipeline.writing import replace_file
 
 FORMAT, SCHEMA = "framebank head", 1
-_TINY = 1e-12  # probabilities are kept this far from 0 and 1 before their logarithm is taken
 _MAY_DIFFER = ("precision", "store")  # embeddings that differ in these alone are close enough to predict from
 
 
@@ -77,9 +76,6 @@ class Bundle:
     trained_on: Mapping[str, str] | None = None
 
 
-Scores = np.ndarray | list[np.ndarray]  # (B, K), or per video (T, K)
-
-
 def described(bank: Bank) -> dict[str, Any]:
     """What a bundle keeps of a bank."""
     return {"config": bank.config, "fingerprint": bank.fingerprint}
@@ -119,47 +115,6 @@ def _calibrated(bundle: Bundle, probability: np.ndarray) -> np.ndarray:
     return tempered(bundle.kind, probability, bundle.temperature)
 
 
-def tempered(kind: str, probability: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities (n, K) with their logits divided by a temperature; values are left alone."""
-    if kind == "value" or temperature == 1.0:
-        return probability
-    safe = np.clip(probability.astype(np.float64), _TINY, 1 - _TINY)
-    if kind == "class":
-        return softmax(np.log(safe) / temperature, axis=-1).astype(np.float32)
-    return expit(logit(safe) / temperature).astype(np.float32)
-
-
-def fit_temperature(kind: str, probability: np.ndarray, target: np.ndarray) -> float:
-    """The temperature of least negative log-likelihood on held-out scores, between 1/5 and 5 (Guo et al. 2017).
-
-    Args:
-        kind: "class" or "multilabel".
-        probability: (n, K).
-        target: (n,) int64 classes, or (n, K) 0 and 1.
-    """
-    safe = np.clip(probability.astype(np.float64), _TINY, 1 - _TINY)
-
-    def loss(log_temperature: float) -> float:
-        scale = np.exp(-log_temperature)
-        if kind == "class":
-            return float(-log_softmax(np.log(safe) * scale, axis=1)[np.arange(len(target)), target].mean())
-        signed = logit(safe) * scale * (2 * target - 1)
-        return float(np.logaddexp(0, -signed).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(5), np.log(5)), method="bounded").x))
-
-
-def fit_thresholds(probability: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(K,) float32: for each label the threshold of highest F1 on held-out scores (n, K); 0.5 where it never occurs."""
-    thresholds = np.full(target.shape[1], 0.5, np.float32)
-    for label in range(target.shape[1]):
-        if target[:, label].any():
-            precision, recall, at = precision_recall_curve(target[:, label], probability[:, label])
-            f1 = 2 * precision * recall / np.maximum(precision + recall, _TINY)
-            thresholds[label] = at[min(int(np.argmax(f1)), len(at) - 1)]
-    return thresholds
-
-
 def decide(bundle: Bundle, probability: np.ndarray) -> np.ndarray:
     """Predictions: (n,) int64 classes, (n, K) 0 and 1, or (n,) values."""
     if bundle.kind == "class":
@@ -196,6 +151,25 @@ def check_recipe(trained: Mapping[str, Any], given: Mapping[str, Any], what: str
         raise UserError(f"The head was trained on other embeddings: {'; '.join(differing)}. Bank the videos alike.")
     loose = [{key: recipe.get(key) for key in _MAY_DIFFER} for recipe in (trained, given)]
     return [f"{line}: the predictions may differ a little" for line in differences(loose[0], loose[1], names)]
+
+
+def seen_in_training(bundle: Bundle, bank: Bank) -> tuple[list[str], list[str]]:
+    """The videos of a bank that training or validation saw.
+
+    Returns:
+        ids of the same content (the same id, or the whole file under another id), and ids of other spans of such files.
+    """
+    seen = bundle.trained_on or {}
+    digests = set(seen.values()) - {""}
+    same: list[str] = []
+    spans: list[str] = []
+    for row in records(bank.catalog):
+        if seen.get(row["id"]) == row["digest"]:
+            same.append(row["id"])
+        elif row["digest"] in digests:
+            whole = np.isnan(row["start"]) and np.isnan(row["end"])
+            (same if whole else spans).append(row["id"])
+    return same, spans
 
 
 def save_bundle(folder: Path, bundle: Bundle) -> None:

@@ -4,7 +4,6 @@ It holds tensors and plain values only. A kill while it is written leaves the on
 """
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from pipeline.bank import differences
 from pipeline.errors import UserError
+from pipeline.writing import replace_file
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -48,16 +48,3 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any], device: torch.devic
             "train into another folder, or remove it to train from the start"
         )
     return state
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one step: whoever reads it sees the old content or the new, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

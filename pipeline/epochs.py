@@ -18,9 +18,9 @@ from pipeline.long_sequences import pieces
 from pipeline.objectives import TargetRows
 from pipeline.optimisation import FitConfig
 from pipeline.scoring import OVERLAPS, chosen_rows, lengths_of, rows_at_once
+from pipeline.segments import IGNORED
 from pipeline.selection import Selection
 from pipeline.sequences import Batch, Sequences, buckets
-from pipeline.targets import IGNORED
 
 
 class Portion(NamedTuple):
@@ -95,6 +95,21 @@ def portions_of(
     if targets.per_frame and not targets.known.all():
         groups = [_learning(group, sequences, targets) for group in groups]
     return [portion for group in groups for portion in group]
+
+
+def steps_of(
+    sequences: Sequences,
+    videos: np.ndarray,
+    targets: TargetRows,
+    selection: Selection,
+    config: FitConfig,
+    *,
+    bidirectional: bool,
+) -> int:
+    """How many steps of the optimiser an epoch makes, as far as that does not hang on what is drawn at random."""
+    drawn = np.random.default_rng(0)
+    portions = portions_of(sequences, videos, targets, selection, config, drawn, bidirectional=bidirectional)
+    return sum(portion.learns for portion in portions)
 
 
 def _whole(videos: np.ndarray, chosen: list[np.ndarray] | None, places: np.ndarray) -> Portion:

@@ -29,11 +29,9 @@ from pipeline.long_sequences import context_of, video_centre
 from pipeline.metrics import frame_metrics, higher_is_better, video_metrics
 from pipeline.objectives import Objective, TargetRows, balanced_weights, values_at
 from pipeline.optimisation import FitConfig, optimizer_of, rate_of, take_step
-from pipeline.scoring import Scores, evaluate, reading, rows_at_once, score
+from pipeline.scoring import Scores, evaluate, reading, rows_at_once
 from pipeline.selection import Selection
 from pipeline.sequences import Batch, Sequences
-
-__all__ = ["FitConfig", "Fitted", "fit", "score"]
 
 CHECKPOINT_SECONDS = 5.0  # at most so much work is lost, and an epoch
 _ADVICE = "try a lower learning rate or clipping by norm, and look for odd features and targets"
@@ -127,6 +125,11 @@ def fit(
     if config.schedule == "plateau" and not len(validation):
         raise UserError(
             "the plateau schedule watches the validation loss, and there is no validation part; choose cosine"
+        )
+    if config.monitor != "loss" and not len(validation):
+        raise UserError(
+            f"{config.monitor} is watched on the validation part, and there is none; give --validation-share, or leave "
+            "--monitor out"
         )
     if config.patience is not None and not len(validation):
         notes.append(f"there is no validation part to stop early by: all {config.epochs} epochs are run")

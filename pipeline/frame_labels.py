@@ -43,7 +43,7 @@ KNOWN = (
     "a one-hot table (frame or time, and a column of 0 and 1 per class), one label per line (.txt, MS-TCN), "
     "BORIS tabular or aggregated events"
 )
-_SUFFIXES = (".txt", ".csv", ".tsv")
+LABEL_SUFFIXES = (".txt", ".csv", ".tsv")
 _FRAME, _TIME = ("frame", "frame_index"), ("time", "seconds", "timestamp")
 _LABEL = ("label", "phase")
 _SECONDS, _FRAMES = "a number of seconds like 2.5", "a frame number like 125"
@@ -113,7 +113,7 @@ def read_spans(path: Path) -> Spans:
 def _label_files(path: Path) -> list[tuple[Path, str]]:
     """The files to read, and the name of the video of each: its path below the folder without the suffix."""
     if path.is_dir():
-        files = [file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file()]
+        files = [file for file in path.rglob("*") if file.suffix.lower() in LABEL_SUFFIXES and file.is_file()]
         names = {file: file.relative_to(path).as_posix() for file in files}
         files = [file for file in files if not any(part.startswith(".") for part in names[file].split("/"))]
         if not files:

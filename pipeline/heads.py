@@ -17,13 +17,14 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.errors import UserError
 from pipeline.inputs import Context, Inputs, expand
+from pipeline.joined_banks import SPATIAL
 from pipeline.layout import with_data
 from pipeline.pooling import BESIDE, POOLS, SpatialAttention, pool_of
 from pipeline.recurrence import CELLS, INITS, Recurrence, State
 from pipeline.standardisation import Standardisation
 
-SPATIAL = ("mean", "flatten", "attention")
 NORMS = ("none", "batch")
+_LARGEST = 2**20  # a size beyond it is a slip of the finger, and more than memory and torch take
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class HeadConfig:
             raise UserError(f"the pool {self.pool} takes one of its parts twice; name each once")
         _one_of("normalisation", self.norm, NORMS)
         if self.spatial is not None:
-            _one_of("spatial reading", self.spatial, SPATIAL)
+            _one_of("spatial reading", self.spatial, tuple(SPATIAL))
         for init in self.init:
             _one_of("initialisation", init, INITS)
         sizes = {"number of hidden units": self.hidden, "number of layers": self.layers}
@@ -89,8 +90,8 @@ class HeadConfig:
         }
         sizes |= {f"width of the classifier's hidden layer {n}": width for n, width in enumerate(self.mlp, 1)}
         for what, size in sizes.items():
-            if size < 1:
-                raise UserError(f"the {what} is {size}; it must be at least 1")
+            if not 1 <= size <= _LARGEST:
+                raise UserError(f"the {what} is {size}; it must be from 1 to {_LARGEST}")
         for what in ("dropout", "input_dropout", "recurrent_dropout", "output_dropout"):
             share = getattr(self, what)
             if not 0 <= share < 1:

@@ -1,16 +1,18 @@
 """What heads and baselines say of the test part of a fold. Nothing else looks at it, and nobody looks twice."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from pipeline import baselines
-from pipeline.bundles import Bundle, Scores, decide, score_bundle
+from pipeline.bundles import Bundle, decide, score_bundle
 from pipeline.material import Material
 from pipeline.objectives import Objective
 from pipeline.predictions import decide_steps
 from pipeline.results import HeldOut, Task, joined
+from pipeline.scoring import Scores
 from pipeline.selection import Selection
 from pipeline.sequences import Sequences, positions_of
 from pipeline.splits import Fold
@@ -33,7 +35,7 @@ def hold_out(
         sequences: what each of its heads reads.
         targets: in terms of the bundle; it has all of `ids`.
         ids: the videos.
-        fold: what they are called.
+        fold: the name of the fold that tests them.
         device: where the heads run.
     """
     positions = positions_of(sequences[0], ids)
@@ -58,15 +60,17 @@ def _decided(
 
 
 def hold_out_baselines(
-    material: Material, folds: Sequence[Fold], task: Task, seed: int, on_fit: Callable[[], None]
+    material: Material, folds: Sequence[Fold], task: Task, seed: int, min_seconds: float, on_fit: Callable[[], None]
 ) -> tuple[dict[str, HeldOut], list[str]]:
     """What each baseline says of all test parts, and lines worth telling.
 
-    A baseline learns from the training and the validation part: it chooses its own settings inside them.
+    A baseline learns from the training and the validation part: it chooses its own settings inside them. Its segments
+    are smoothed as the head's are, or the difference would be that of smoothing.
     """
     names = baselines.NAMES[task.kind, task.per_frame]
     against: dict[str, list[HeldOut]] = {name: [] for name in names}
-    plain = Bundle((), task.kind, task.per_frame, task.labels, Objective(task.kind, task.per_frame), Selection())
+    objective = Objective(task.kind, task.per_frame)
+    plain = Bundle((), task.kind, task.per_frame, task.labels, objective, Selection(), min_seconds=min_seconds)
     notes: list[str] = []
     for fold in folds:
         train = _pooled(material, (*fold.train, *fold.validation), training=True)
@@ -85,7 +89,7 @@ def hold_out_baselines(
 
 
 def _pooled(material: Material, ids: tuple[str, ...], *, training: bool) -> baselines.Pooled:
-    """The videos without order: all their banked rows, features of all heads side by side."""
+    """The videos without order: all banked rows, features of all heads side by side, maps averaged over places."""
     positions = material.positions(ids).tolist()
     values = material.targets.values
     groups = [material.groups[video] if material.groups else video for video in ids]
@@ -93,8 +97,14 @@ def _pooled(material: Material, ids: tuple[str, ...], *, training: bool) -> base
     def rows(position: int) -> np.ndarray:
         return np.concatenate([_flat(each.read(position).numpy()) for each in material.sequences], axis=1)
 
-    if not material.targets.per_frame:
-        return baselines.pool_videos(map(rows, positions), np.stack([values[video] for video in ids]), groups)
+    if not material.targets.per_frame:  # each bank by itself: they may hold different rows of a video
+        targets = np.stack([values[video] for video in ids])
+        pooled = [
+            baselines.pool_videos((_flat(each.read(position).numpy()) for position in positions), targets, groups)
+            for each in material.sequences
+        ]
+        mean, std, last = (np.hstack([getattr(part, name) for part in pooled]) for name in ("mean", "std", "last"))
+        return replace(pooled[0], mean=mean, std=std, last=last)
     wanted = [values[video] for video in ids]
     return baselines.pool_frames(map(rows, positions), wanted, groups, kind=material.targets.kind, training=training)
 

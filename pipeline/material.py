@@ -62,16 +62,8 @@ def load_material(
         raise UserError(f"The bank has no column {group_column!r} for --group-column; it has {known}.")
     joined = [list(banks)] if side_by_side else [[bank] for bank in banks]
     wanted = [video for video in banks[0] if video in targets.values]
-    sequences, notes = load_same_videos(joined, wanted, spatial=spatial)
+    sequences, notes = load_same_videos(joined, wanted, spatial=spatial, per_frame=targets.per_frame)
     ids = sequences[0].ids
-    if targets.per_frame:
-        for each in sequences[1:]:
-            differing = np.flatnonzero(each.lengths != sequences[0].lengths)
-            if len(differing):
-                raise UserError(
-                    f"{ids[differing[0]]} has {sequences[0].lengths[differing[0]]} rows in {banks[0].path} and "
-                    f"{each.lengths[differing[0]]} in another bank; heads that predict every frame need the same rows."
-                )
     groups = None
     if group_column is not None:
         groups, more = splits.groups_from(ids, [str(catalog.at[video, group_column]) for video in ids])

@@ -42,19 +42,19 @@ def higher_is_better(name: str) -> bool:
 
 
 def video_metrics(
-    kind: str, target: np.ndarray, probability: np.ndarray, *, thresholds: np.ndarray | None = None
+    kind: str, target: np.ndarray, probability: np.ndarray, *, decided: np.ndarray | None = None
 ) -> dict[str, float]:
     """All metrics of rows that are scored alone; NaN where one is not defined.
 
     Args:
         target: class (n,) integers; multilabel (n, K) of 0 and 1; value (n,).
         probability: (n, K); value: (n,) or (n, 1) predicted values.
-        thresholds: multilabel only, (K,): a label is predicted from here on; 0.5 if None.
+        decided: multilabel only, (n, K) of 0 and 1: which labels are predicted; None: those of probability 0.5 or more.
     """
     if kind == "value":
         return _value_metrics(target, probability.reshape(len(target)))
     if kind == "multilabel":
-        return _multilabel_metrics(target, probability, thresholds)
+        return _multilabel_metrics(target, probability, probability >= 0.5 if decided is None else decided)
     predicted = probability.argmax(1)
     return {
         **_class_metrics(target, predicted),
@@ -70,7 +70,6 @@ def frame_metrics(
     predictions: Sequence[np.ndarray],
     *,
     background: int | None = None,
-    thresholds: np.ndarray | None = None,
 ) -> dict[str, float]:
     """All metrics of videos with a target per frame. Masked frames are dropped before anything else.
 
@@ -78,7 +77,6 @@ def frame_metrics(
         targets: per video: class (T,) integers, masked < 0; multilabel (T, K), masked rows NaN; value (T,), masked NaN.
         predictions: per video: class (T,) integers; multilabel (T, K) probabilities; value (T,) or (T, 1).
         background: class only: a class whose segments do not count in edit and F1.
-        thresholds: multilabel only, as in `video_metrics`.
     """
     kept = [unmasked(kind, target) for target in targets]
     targets = [target[rows] for target, rows in zip(targets, kept, strict=True) if rows.any()]
@@ -87,7 +85,7 @@ def frame_metrics(
         raise ValueError("every frame is masked: there is nothing to score")
     target, predicted = np.concatenate(targets), np.concatenate(predictions)
     if kind != "class":
-        return video_metrics(kind, target, predicted, thresholds=thresholds)
+        return video_metrics(kind, target, predicted)
     scores = _class_metrics(target, predicted)
     return {
         "frame_accuracy": scores.pop("accuracy"),
@@ -104,30 +102,39 @@ def unmasked(kind: str, target: np.ndarray) -> np.ndarray:
     return ~np.isnan(target.reshape(len(target), -1)).any(1)
 
 
-def per_class(
-    kind: str,
-    target: np.ndarray,
-    predicted: np.ndarray,
-    labels: Sequence[str],
-    thresholds: np.ndarray | None = None,
-) -> pd.DataFrame:
+def rows_with_target(kind: str, targets: Sequence[np.ndarray], *others: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The frames of all videos one after another, without the masked ones.
+
+    Args:
+        targets: per video, as in `frame_metrics`.
+        others: what else there is of the same frames, per video (T, …).
+
+    Returns:
+        the n targets, and of each of the others (n, …).
+    """
+    known = [unmasked(kind, target) for target in targets]
+    return tuple(
+        np.concatenate([each[rows] for each, rows in zip(values, known, strict=True)]) for values in (targets, *others)
+    )
+
+
+def per_class(kind: str, target: np.ndarray, decided: np.ndarray, labels: Sequence[str]) -> pd.DataFrame:
     """Columns label, support, precision, recall, f1; one row per class. What divides by nothing is 0.
 
     Args:
         target: class (n,) integers, or multilabel (n, K) of 0 and 1; no masked rows.
-        predicted: class (n,) integers or (n, K) probabilities; multilabel (n, K) probabilities.
+        decided: what is predicted, likewise.
     """
     if kind == "multilabel":
-        target, predicted = target.astype(np.int64), _decided(predicted, thresholds)
+        target, decided = target.astype(np.int64), decided.astype(np.int64)
         columns = [
-            sk.precision_recall_fscore_support(target[:, k], predicted[:, k], labels=[1], zero_division=0)
+            sk.precision_recall_fscore_support(target[:, k], decided[:, k], labels=[1], zero_division=0)
             for k in range(len(labels))
         ]
         precision, recall, f1, support = (np.concatenate(column) for column in zip(*columns, strict=True))
     else:
-        predicted = predicted.argmax(1) if predicted.ndim == 2 else predicted
         precision, recall, f1, support = sk.precision_recall_fscore_support(
-            target, predicted, labels=range(len(labels)), zero_division=0
+            target, decided, labels=range(len(labels)), zero_division=0
         )
     scores = {"support": support.astype(np.int64), "precision": precision, "recall": recall, "f1": f1}
     return pd.DataFrame({"label": list(labels), **scores})
@@ -176,8 +183,8 @@ def _class_metrics(target: np.ndarray, predicted: np.ndarray) -> dict[str, float
     }
 
 
-def _multilabel_metrics(target: np.ndarray, probability: np.ndarray, thresholds: np.ndarray | None) -> dict[str, float]:
-    target, predicted = target.astype(np.int64), _decided(probability, thresholds)
+def _multilabel_metrics(target: np.ndarray, probability: np.ndarray, decided: np.ndarray) -> dict[str, float]:
+    target, predicted = target.astype(np.int64), decided.astype(np.int64)
     labels = range(target.shape[1])
     # Label by label: scikit-learn takes a matrix of one column for something else.
     precisions = [sk.average_precision_score(target[:, k], probability[:, k]) for k in labels if target[:, k].any()]
@@ -204,10 +211,6 @@ def _value_metrics(target: np.ndarray, predicted: np.ndarray) -> dict[str, float
         "rmse": float(np.sqrt(_mean(errors**2))),
         "r2": 1 - float((errors**2).sum()) / spread if spread > 0 else float("nan"),
     }
-
-
-def _decided(probability: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
-    return (probability >= (0.5 if thresholds is None else thresholds)).astype(np.int64)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

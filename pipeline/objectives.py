@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import PackedSequence
 from pipeline.errors import UserError
 from pipeline.ids import readable
 from pipeline.layout import Layout, layout, sums
-from pipeline.targets import IGNORED, Targets
+from pipeline.segments import IGNORED
+from pipeline.targets import Targets
 
 LOSSES = {"class": ("cross-entropy",), "multilabel": ("bce",), "value": ("mse", "huber")}  # the first is the default
 SUPERVISIONS = ("pooled", "every-step", "growing")

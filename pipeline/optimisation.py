@@ -33,7 +33,7 @@ class FitConfig:
         weight_decay: of weight matrices; biases and other vectors are left alone.
         schedule: "constant"; "cosine", to 0 at the last epoch; "step", times `step_factor` every `step_epochs` epochs;
             "plateau", times `step_factor` when the validation loss has not fallen for `step_epochs` epochs.
-        warmup_epochs: the learning rate rises linearly from 0 during these, in any schedule; None: a tenth of all.
+        warmup: share of all epochs during which the learning rate rises linearly from 0, in any schedule.
         clip_norm, clip_value: gradients are clipped to this global norm, then each to this absolute value.
         balance: against classes of different size: "weights" in the loss, or "sampling" of videos (with replacement).
         patience: stop when `monitor` has not improved for so many epochs; None runs all epochs.
@@ -47,13 +47,13 @@ class FitConfig:
     epochs: int = 30
     batch_size: int = 16
     max_steps: int = 32768
-    chunk_steps: int = 4096
+    chunk_steps: int = 256
     optimizer: str = "adamw"
     learning_rate: float = 2e-3
     momentum: float = 0.9
     weight_decay: float = 1e-2
     schedule: str = "cosine"
-    warmup_epochs: float | None = None
+    warmup: float = 0.1
     step_epochs: int = 10
     step_factor: float = 0.5
     clip_norm: float | None = 1
@@ -65,8 +65,6 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs is None:
-            object.__setattr__(self, "warmup_epochs", self.epochs / 10)
         for name in ("epochs", "batch_size", "max_steps", "step_epochs", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -77,18 +75,14 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UserError(f"{_spoken(name)} is {value:g}; it must be above 0")
-        for name in ("weight_decay", "warmup_epochs"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{_spoken(name)} is {value:g}; it must be 0 or above")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(f"weight decay is {self.weight_decay:g}; it must be 0 or above")
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum is {self.momentum:g}; it must be from 0 to below 1, such as 0.9")
         if not 0 < self.step_factor < 1:
             raise UserError(f"step factor is {self.step_factor:g}; it must be between 0 and 1, such as 0.1")
-        if (self.warmup_epochs or 0) >= self.epochs:
-            raise UserError(
-                f"the warm-up of {self.warmup_epochs:g} epochs leaves nothing of {self.epochs}; make it shorter"
-            )
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"the warm-up is {self.warmup:g}; it is a share of the training, from 0 to below 1")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"the seed is {self.seed}; it must be a whole number from 0")
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("balance", BALANCES)):
@@ -137,7 +131,7 @@ def rate_of(config: FitConfig, losses: Sequence[float]) -> Callable[[float], flo
     """
     drops = plateau_drops(losses, config.step_epochs) if config.schedule == "plateau" else 0
 
-    warmup = config.warmup_epochs or 0.0
+    warmup = config.warmup * config.epochs
 
     def rate(progress: float) -> float:
         warm = min(1.0, progress / warmup) if warmup else 1.0

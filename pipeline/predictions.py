@@ -15,9 +15,9 @@ import torch
 
 from pipeline.bank import Bank
 from pipeline.bundles import Bundle, decide, score_bundle
-from pipeline.features import records
+from pipeline.errors import UserError
 from pipeline.segments import Clock, clocks, segments_of, smooth
-from pipeline.sequences import load_sequences
+from pipeline.sequences import load_sequences, same_rows
 from pipeline.targets import SEPARATOR
 
 
@@ -28,7 +28,8 @@ class Predictions:
     Attributes:
         bundle: whose predictions they are.
         videos: id, predicted, p_<label>; one row per video.
-        steps: of each video (T, K) probabilities; empty where the head gives none for frames.
+        steps: of each video (T, K) probabilities; empty where the head gives none for frames, or several heads read
+            different frames.
         decided: of each video the decisions on its frames, (T,) or (T, K); likewise.
         clocks: id -> when its frames are shown.
         notes: lines worth telling the user.
@@ -42,7 +43,13 @@ class Predictions:
     notes: list[str]
 
     def frame_table(self) -> pd.DataFrame:
-        """id, frame (its number in the video), seconds (from the video's first frame), predicted, p_<label>."""
+        """id, frame (its number in the video), seconds (from the video's first frame), predicted, p_<label>.
+
+        Raises:
+            UserError: there is none, as the heads' banks take different frames.
+        """
+        if not self.steps:
+            raise UserError("The head's banks take different frames, so frames have no prediction: leave out --frames.")
         tables = []
         for video_id, steps, decided in zip(self.videos["id"], self.steps, self.decided, strict=True):
             clock = self.clocks[video_id]
@@ -83,7 +90,13 @@ def predict(
     notes = list(dict.fromkeys(note for each in sequences for note in each.notes))
     steps: list[np.ndarray] = []
     decided: list[np.ndarray] = []
-    if bundle.objective.steps:
+    differing = [video for place, video in enumerate(first.ids) if not same_rows(sequences, place)]
+    if differing and bundle.per_frame:
+        raise UserError(
+            f"The head's banks take different frames of {len(differing)} of {len(first)} videos, e.g. of "
+            f"{differing[0]}, so there is no prediction of every frame. Predict the others alone."
+        )
+    if bundle.objective.steps and not differing:
         every = every_step(bundle)
         steps = list(score_bundle(every, sequences, videos, device=device))
         decided = [decide_steps(every, each, clock[i].seconds) for each, i in zip(steps, first.ids, strict=True)]
@@ -102,12 +115,6 @@ def predict(
 def every_step(bundle: Bundle) -> Bundle:
     """The bundle as one that predicts every frame, which heads can that were supervised at every step."""
     return replace(bundle, per_frame=True, objective=replace(bundle.objective, per_frame=True, supervise="pooled"))
-
-
-def seen_in_training(bundle: Bundle, bank: Bank) -> list[str]:
-    """The ids in a bank whose file training or validation saw, under whatever id."""
-    seen = set((bundle.trained_on or {}).values()) - {""}
-    return [row["id"] for row in records(bank.catalog) if row["digest"] in seen]
 
 
 class _Task(Protocol):

@@ -11,7 +11,6 @@ import pandas as pd
 from pipeline.bank import Bank
 from pipeline.bundles import Bundle
 from pipeline.errors import UserError
-from pipeline.features import records
 from pipeline.predictions import in_words
 from pipeline.results import HeldOut, Task
 from pipeline.segments import IGNORED
@@ -113,26 +112,7 @@ def load_for(bundle: Bundle, banks: Sequence[Bank], ids: Sequence[str]) -> tuple
     """
     rest = iter(banks)
     joined = [[next(rest) for _ in member.banks] for member in bundle.members]
-    return load_same_videos(joined, ids, spatial=bundle.members[0].spatial)
-
-
-def trained_on(bundle: Bundle, bank: Bank) -> tuple[list[str], list[str]]:
-    """The videos of a bank that training or validation saw.
-
-    Returns:
-        ids of the same content (the same id, or the whole file under another id), and ids of other spans of such files.
-    """
-    seen = bundle.trained_on or {}
-    digests = set(seen.values()) - {""}
-    same: list[str] = []
-    spans: list[str] = []
-    for row in records(bank.catalog):
-        if seen.get(row["id"]) == row["digest"]:
-            same.append(row["id"])
-        elif row["digest"] in digests:
-            whole = np.isnan(row["start"]) and np.isnan(row["end"])
-            (same if whole else spans).append(row["id"])
-    return same, spans
+    return load_same_videos(joined, ids, spatial=bundle.members[0].spatial, per_frame=bundle.per_frame)
 
 
 def largest_difference(

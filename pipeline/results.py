@@ -15,6 +15,7 @@ from pipeline.metrics import (
     headline_score,
     higher_is_better,
     per_class,
+    rows_with_target,
     unmasked,
     video_metrics,
 )
@@ -71,26 +72,16 @@ def metrics_of(task: Task, held: HeldOut) -> dict[str, float]:
     if task.per_frame and task.kind == "class":
         return frame_metrics(task.kind, held.targets, held.decided, background=task.background)
     target, scores, decided = rows_of(task, held)
-    if task.kind == "multilabel":  # the decisions carry each fold's own thresholds: 0.5 of them is where they change
-        ranked = video_metrics(task.kind, target, scores)
-        return ranked | {
-            name: value
-            for name, value in video_metrics(task.kind, target, decided.astype(np.float64)).items()
-            if name in ("macro_f1", "micro_f1", "exact_match")
-        }
-    return video_metrics(task.kind, target, scores)
+    # Each fold has its own thresholds, so labels are what was decided, not what is likelier than not.
+    return video_metrics(task.kind, target, scores, decided=decided if task.kind == "multilabel" else None)
 
 
 def rows_of(task: Task, held: HeldOut) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Targets, scores and decisions row by row: of videos, or of all frames that have a target."""
     if not task.per_frame:
         return np.stack(held.targets), np.stack(held.scores), np.stack(held.decided)
-    known = [unmasked(task.kind, target) for target in held.targets]
-    joined = [
-        np.concatenate([each[mask] for each, mask in zip(values, known, strict=True)])
-        for values in (held.targets, held.scores, held.decided)
-    ]
-    return joined[0], joined[1], joined[2]
+    target, scores, decided = rows_with_target(task.kind, held.targets, held.scores, held.decided)
+    return target, scores, decided
 
 
 def score_rows(task: Task, held: HeldOut) -> Score:
@@ -137,23 +128,18 @@ def compare_with_baselines(
     return {
         "headline": task.headline,
         "score": value,
-        "interval": _interval(bootstrap(head, groups, count)),
+        "interval": bootstrap(head, groups, count).ends,
         "seeds": by_seed,
         "seeds_sd": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
         "baselines": {
-            name: {"score": values[name], "interval": _interval(bootstrap(score, groups, count))}
+            name: {"score": values[name], "interval": bootstrap(score, groups, count).ends}
             for name, score in others.items()
         },
         "best_baseline": best,
         "difference": value - values[best] if up else values[best] - value,
-        "difference_interval": _interval(paired(first, second, groups, count)),
+        "difference_interval": paired(first, second, groups, count).ends,
         "resampled": "videos" if groups is None else "groups",
     }
-
-
-def _interval(found: Any) -> list[float] | None:
-    low, high = float(found.low), float(found.high)
-    return None if np.isnan(low) else [low, high]
 
 
 def class_table(task: Task, held: HeldOut) -> list[dict[str, Any]]:
@@ -161,7 +147,6 @@ def class_table(task: Task, held: HeldOut) -> list[dict[str, Any]]:
     if task.kind == "value":
         return []
     target, _, decided = rows_of(task, held)
-    decided = decided.astype(np.float64 if task.kind == "multilabel" else np.int64)
     return records(per_class(task.kind, target, decided, task.labels))
 
 

@@ -19,10 +19,11 @@ from typing import Any
 import pandas as pd
 
 from pipeline.bank import Bank, differences
-from pipeline.checkpointing import replace_file
 from pipeline.errors import UserError
 from pipeline.features import records
+from pipeline.frame_labels import LABEL_SUFFIXES
 from pipeline.sources import source_text
+from pipeline.writing import write_json
 
 FORMAT, SCHEMA = "framebank run", 1
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
@@ -47,7 +48,9 @@ def begin(out: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if (out / "config.json").exists():
         found = read_config(out)
         if changed := list(differences(found["config"], asked["config"], ("that run", "now"))):
-            raise UserError(f"{out} holds another run: {'; '.join(changed[:4])}. Give another --out.")
+            raise UserError(
+                f"{out} holds another run: {'; '.join(changed[:4])}. Give another --out, or remove that folder."
+            )
         if found["data"] != asked["data"]:
             raise UserError(
                 f"{out} was run on other data: {_what_differs(found['data'], asked['data'])}. Give another --out."
@@ -86,7 +89,7 @@ def data_identity(banks: list[Bank], files: Mapping[str, Path | None]) -> dict[s
 def _digest(path: Path) -> str:
     total = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+        if file.is_file() and (file == path or file.suffix.lower() in LABEL_SUFFIXES):  # videos may lie beside labels
             total.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + file.read_bytes())
     return total.hexdigest()
 
@@ -115,29 +118,14 @@ def _read(run: Path, name: str, remedy: str) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON in one step; numbers that are not finite become null."""
-    replace_file(path, (json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and value - value != 0 else value
-
-
-def write_csv(path: Path, rows: pd.DataFrame) -> None:
-    """Write a table as CSV in one step."""
-    replace_file(path, rows.to_csv(index=False).encode("utf-8", "surrogatepass"))
-
-
 def fold_folder(run: Path, seed: int, fold: str) -> Path:
     """Where the bundle that scored a fold lies: folds/1 for the first seed, folds/1-seed2 for others."""
     return run / "folds" / (fold if seed == 0 else f"{fold}-seed{seed}")
+
+
+def seed_file(run: Path, name: str, seed: int) -> Path:
+    """A table of one seed: predictions.csv for the first one, predictions-seed2.csv for others."""
+    return run / f"{name}{'' if seed == 0 else f'-seed{seed}'}.csv"
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

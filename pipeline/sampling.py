@@ -79,6 +79,17 @@ def choose(sampling: Sampling, seconds: np.ndarray) -> np.ndarray:
     return np.array(taken, np.int64)
 
 
+def nearest(places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """For each wanted place (n,) the index of the nearest of `places` (m,), which rise; of two the earlier one.
+
+    Returns:
+        (n,) int64.
+    """
+    later = np.clip(np.searchsorted(places, wanted), 0, len(places) - 1)
+    earlier = np.maximum(later - 1, 0)
+    return np.where(np.abs(places[earlier] - wanted) <= np.abs(places[later] - wanted), earlier, later)
+
+
 def _centres(parts: int, count: int) -> list[int]:
     """Centres of `parts` equal parts of `count` frames, in whole numbers: floor((k + 1/2) count / parts)."""
     parts = min(parts, count)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from pipeline.errors import UserError
 from pipeline.heads import Head
 from pipeline.layout import alone
 from pipeline.long_sequences import RawRead, score_in_chunks
 from pipeline.objectives import Objective, TargetRows
+from pipeline.sampling import nearest
 from pipeline.selection import Selection, select
 from pipeline.sequences import Batch, Sequences, buckets
 
@@ -100,18 +102,16 @@ class Gathered:
         """The means of some videos (see `score`)."""
         draws = self.draws.cpu().numpy()
         means = self.sums.cpu().numpy() / np.maximum(draws, 1)[:, None]
+        if not np.isfinite(means).all():
+            raise UserError(
+                "the head's predictions are no finite numbers; train it with a lower learning rate, and look for odd "
+                "features and targets"
+            )
         if not self.objective.per_frame:
             return means[videos]
         spans = [self.sequences.offsets[video : video + 2].tolist() for video in videos]
-        return [means[start:stop][_nearest(draws[start:stop] > 0)] for start, stop in spans]
-
-
-def _nearest(taken: np.ndarray) -> np.ndarray:
-    """(T,) bool -> for each row (T,) int64 the nearest one that is taken, of two the earlier."""
-    rows, chosen = np.arange(len(taken)), np.flatnonzero(taken)
-    later = np.minimum(np.searchsorted(chosen, rows), len(chosen) - 1)
-    earlier = np.maximum(later - 1, 0)
-    return np.where(rows - chosen[earlier] <= np.abs(chosen[later] - rows), chosen[earlier], chosen[later])
+        taken = [start + np.flatnonzero(draws[start:stop]) for start, stop in spans]
+        return [means[rows[nearest(rows, np.arange(*span))]] for rows, span in zip(taken, spans, strict=True)]
 
 
 @torch.no_grad()

@@ -307,9 +307,7 @@ def smooth(labels: np.ndarray, seconds: np.ndarray, min_seconds: float) -> np.nd
     return labels
 
 
-def segments_of(
-    video_id: str, labels: np.ndarray, clock: Clock, names: Sequence[str], *, min_seconds: float = 0.0
-) -> pd.DataFrame:
+def segments_of(video_id: str, labels: np.ndarray, clock: Clock, names: Sequence[str]) -> pd.DataFrame:
     """Predicted labels of the steps of a video -> segments, as a segments file has them.
 
     A segment begins with its first step and ends where the next step begins, the last one with the video.
@@ -319,24 +317,17 @@ def segments_of(
         labels: (T,) int64 classes, IGNORED for none, or (T, K) 0 and 1, any of K classes at a time.
         clock: of the same T steps.
         names: of the K classes.
-        min_seconds: minimum duration, as `smooth` takes it; of several labels, each is smoothed on its own.
 
     Returns:
         id, start, end (seconds with six decimals), label, sorted by start; where the video has no clock start_frame
         and end_frame (exclusive) instead.
-
-    Raises:
-        UserError: a minimum duration without a clock.
     """
     timeless = bool(np.isnan(clock.seconds).any())
-    if timeless and min_seconds > 0:
-        raise UserError(f"{video_id!r} has no clock, so a minimum of {min_seconds:g} s means nothing. Leave it out.")
     edges = _edges(clock, timeless)
     labels = np.asarray(labels, np.int64)
     tracks = [labels] if labels.ndim == 1 else [labels[:, k] for k in range(labels.shape[1])]
     found = []
     for k, track in enumerate(tracks):
-        track = smooth(track, clock.seconds, min_seconds)
         if labels.ndim == 2:
             track = np.where(track == 1, k, IGNORED)
         cuts = np.flatnonzero(np.diff(track)) + 1

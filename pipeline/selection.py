@@ -10,8 +10,6 @@ The rules, for a video of n rows:
   (the sampler of LRCN code in circulation, which can miss the beginning).
 - `crop`: N rows in a row, at a random place in training; in testing the whole video, or several crops evenly placed
   from the first row to the last. A video that is shorter than N is taken whole.
-- `part`: in training a stretch of the video, its length drawn between the given share and the whole, its place drawn
-  too; in testing the whole video.
 """
 
 from dataclasses import dataclass
@@ -22,8 +20,8 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.sampling import Sampling, choose
 
-RULES = ("all", "stride", "fps", "frames", "tsn", "tail", "crop", "part")
-RANDOM_RULES = ("tsn", "crop", "part")
+RULES = ("all", "stride", "fps", "frames", "tsn", "tail", "crop")
+RANDOM_RULES = ("tsn", "crop")
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Selection:
 
     Attributes:
         rule: one of `RULES`.
-        amount: the stride, the rows per second, the number N of rows, or the least share; 0 for `all`.
+        amount: the stride, the rows per second, or the number N of rows; 0 for `all`.
         test_crops: how many different draws of `tsn` or `crop` are averaged in testing.
 
     Raises:
@@ -50,16 +48,14 @@ class Selection:
             raise UserError(f"the selection of all frames takes no number, and got {self.amount:g}; leave it out")
         if self.rule == "fps" and not (isfinite(self.amount) and self.amount > 0):
             raise UserError(f"the selection fps got {self.amount:g}; give frames per second above 0, such as 5")
-        if self.rule == "part" and not 0 < self.amount <= 1:
-            raise UserError(f"the selection part got {self.amount:g}; give a share above 0 and up to 1, such as 0.5")
-        if self.rule not in ("all", "fps", "part") and not (self.amount >= 1 and float(self.amount).is_integer()):
+        if self.rule not in ("all", "fps") and not (self.amount >= 1 and float(self.amount).is_integer()):
             raise UserError(f"the selection {self.rule} got {self.amount:g}; give a whole number from 1, such as 16")
         if self.test_crops < 1:
             raise UserError(f"{self.test_crops} crops are to be averaged in testing; give a whole number from 1")
         if self.test_crops > 1 and self.rule not in ("tsn", "crop"):
             raise UserError(
                 f"the selection {self.rule} takes the same frames in every test, so averaging {self.test_crops} crops "
-                "adds nothing; select by tsn or crop, or average 1"
+                "adds nothing; choose frames by --tsn or --window, or leave --test-crops out"
             )
 
 
@@ -76,7 +72,7 @@ def select(
         selection: the rule.
         seconds: (T,) float64 presentation times; only `fps` needs them to be known.
         draw: in testing, which of the `test_crops` draws; needed only where there are several.
-        generator: given in training; `tsn`, `crop` and `part` then draw at random.
+        generator: given in training; `tsn` and `crop` then draw at random.
 
     Returns:
         (K,) int64 row numbers, rising; at least one where T is.
@@ -89,7 +85,7 @@ def select(
         return np.arange(n)
     if rule in RANDOM_RULES:
         if generator is not None:
-            return _drawn(rule, selection.amount, n, generator)
+            return _drawn(rule, int(selection.amount), n, generator)
         if draw is None and selection.test_crops > 1:
             raise ValueError(f"which of the {selection.test_crops} draws?")
         return _placed(rule, int(selection.amount), n, draw or 0, selection.test_crops)
@@ -108,12 +104,8 @@ def select(
     return choose(Sampling(frames=int(selection.amount)), seconds)
 
 
-def _drawn(rule: str, number: float, n: int, generator: np.random.Generator) -> np.ndarray:
-    """Random rows: one of each of `number` segments, or `number` in a row, or at least this share of all in a row."""
-    if rule == "part":
-        length = max(1, round(n * generator.uniform(number, 1)))
-        return int(generator.integers(n - length + 1)) + np.arange(min(length, n))
-    amount = int(number)
+def _drawn(rule: str, amount: int, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Random rows: one of each of `amount` segments, or `amount` in a row."""
     if n <= amount:
         return np.arange(n)
     if rule == "crop":
@@ -126,7 +118,7 @@ def _placed(rule: str, amount: int, n: int, draw: int, draws: int) -> np.ndarray
     """The rows of draw number `draw` of `draws`, always the same."""
     if not 0 <= draw < draws:
         raise ValueError(f"there is no draw {draw} of {draws}")
-    if n <= amount or (rule == "crop" and draws == 1) or rule == "part":
+    if n <= amount or (rule == "crop" and draws == 1):
         return np.arange(n)
     if rule == "crop":
         return draw * (n - amount) // (draws - 1) + np.arange(amount)

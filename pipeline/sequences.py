@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.bank import Bank
 from pipeline.errors import UserError
-from pipeline.joined_banks import Reader, Stream, columns_of, common_ids, common_seconds
+from pipeline.joined_banks import TIME_TOLERANCE_SECONDS, Reader, Stream, columns_of, common_ids, common_seconds
 
 _READ_AHEAD = 2  # batches
 _LOAD_ROWS = 4096  # at once, so that a long video is not in memory twice
@@ -268,8 +268,18 @@ def positions_of(sequences: Sequences, ids: Sequence[str]) -> np.ndarray:
     return np.array([place[video] for video in ids], np.int64)
 
 
+def same_rows(sequences: Sequence[Sequences], video: int) -> bool:
+    """Whether several have the same rows of a video, by number and time."""
+    times = [each.seconds(video) for each in sequences]
+    return all(
+        len(other) == len(times[0])
+        and np.allclose(times[0], other, rtol=0, atol=TIME_TOLERANCE_SECONDS, equal_nan=True)
+        for other in times[1:]
+    )
+
+
 def load_same_videos(
-    joined: Sequence[Sequence[Bank]], ids: Sequence[str], *, spatial: str | None
+    joined: Sequence[Sequence[Bank]], ids: Sequence[str], *, spatial: str | None, per_frame: bool
 ) -> tuple[list[Sequences], list[str]]:
     """What several heads read, all of the same videos in the same order, and lines worth telling.
 
@@ -277,15 +287,29 @@ def load_same_videos(
         joined: for each head the banks whose features it reads side by side.
         ids: the videos; those that are not in every bank, or have no rows in one, are left out.
         spatial: how maps are read.
+        per_frame: whether they predict every frame, and so must read the same rows.
+
+    Raises:
+        UserError: they do not, or banks that do not fit together.
     """
     shared, notes = common_ids([bank for banks in joined for bank in banks], ids)
     while True:
+        if not shared:
+            raise UserError(f"No video is in all banks ({'; '.join(notes)}). Give banks of the same videos.")
         sequences = [load_sequences(banks, shared, spatial=spatial) for banks in joined]
         notes += [note for each in sequences for note in each.notes if note not in notes]
         kept = set(sequences[0].ids).intersection(*(each.ids for each in sequences))
         if all(len(each.ids) == len(kept) for each in sequences):
-            return sequences, notes
+            break
         shared = [video for video in shared if video in kept]
+    first = sequences[0]
+    differing = [video for place, video in enumerate(first.ids) if per_frame and not same_rows(sequences, place)]
+    if differing:
+        raise UserError(
+            f"The banks hold different frames of {len(differing)} of {len(first.ids)} videos, e.g. of {differing[0]}; "
+            "heads that predict every frame need the same ones. Extract all with the same sampling."
+        )
+    return sequences, notes
 
 
 def buckets(

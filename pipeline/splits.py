@@ -7,6 +7,7 @@ one person) where there are groups, and with every class in proportion where the
 A video without a group, where others have one, is a group of its own.
 """
 
+import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 
 from pipeline.errors import UserError
 from pipeline.ids import natural_key
+from pipeline.tables import delimiter_of, read_text
 
 PARTS = ("train", "validation", "test")
 _NAMES = {
@@ -27,6 +29,9 @@ _NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _COLUMNS = ("id", "fold", "part")
+# A fold has a folder of its name in the run (`pipeline.runs`), where "all" and -seedN mean something else.
+_FOLD_NAME = re.compile(r"(?!all$)\w[\w .+=-]*(?<! )(?<!\.)", re.I)
+_SEED_NAME = re.compile(r"-seed\d+$", re.I)
 _DRAWS = 1000  # of groups, of which the one nearest to the share is taken
 
 Strata = Mapping[str, str]  # video id -> its class
@@ -57,6 +62,11 @@ def groups_from(ids: Sequence[str], values: Sequence[str]) -> tuple[dict[str, st
     return {video: value or video for video, value in zip(ids, values, strict=True)}, notes
 
 
+def part_named(value: str) -> str | None:
+    """The part that somebody calls so, in any case of letters; None where nobody does."""
+    return _NAMES.get(value.strip().lower())
+
+
 def from_column(ids: Sequence[str], values: Sequence[str]) -> tuple[Fold, list[str]]:
     """The split that a column of the bank holds, and lines worth telling.
 
@@ -72,9 +82,12 @@ def from_column(ids: Sequence[str], values: Sequence[str]) -> tuple[Fold, list[s
         if not value.strip():
             left_out.append(video)
             continue
-        part = _NAMES.get(value.strip().lower())
+        part = part_named(value)
         if part is None:
-            raise UserError(f"The split of {video} is {value!r}; expected one of {', '.join(_NAMES)}. Mend the column.")
+            raise UserError(
+                f"The split of {video} is {value!r}; expected one of {', '.join(_NAMES)}. "
+                "Mend the column, or give another --split-column, or --folds."
+            )
         parts[part].append(video)
     notes = []
     if left_out:
@@ -194,6 +207,27 @@ def leakage(folds: Sequence[Fold], groups: Groups | None) -> list[str]:
     return notes
 
 
+def shared_files(folds: Sequence[Fold], digests: Mapping[str, str]) -> list[str]:
+    """A line where files of a test part are in training (or validation) too: copies under other ids, or other spans.
+
+    Args:
+        folds: the folds.
+        digests: video -> digest of its file, empty where it is not known.
+    """
+    leaked = []
+    for fold in folds:
+        of_file = {digests[video]: video for video in (*fold.train, *fold.validation) if digests[video]}
+        leaked += [(video, of_file[digests[video]]) for video in fold.test if digests[video] in of_file]
+    if not leaked:
+        return []
+    video, other = leaked[0]
+    tested = sum(len(fold.test) for fold in folds)
+    return [
+        f"LEAKAGE: {len(leaked)} of {tested} test videos are of files that are in training too (copies, or other spans "
+        f"of the same file), e.g. {video} and {other}, so the score flatters. Give the bank a group column"
+    ]
+
+
 def preflight(strata: Strata, groups: Groups | None, folds: Sequence[Fold]) -> list[str]:
     """The lines of a table: for every class its videos, groups, and how many are in each part (from least to most).
 
@@ -226,7 +260,11 @@ def preflight(strata: Strata, groups: Groups | None, folds: Sequence[Fold]) -> l
     if groups:
         row["groups"] = str(len({groups[video] for video in videos}))
     rows.append(row | {part: _range([len(getattr(fold, part)) for fold in folds]) for part in PARTS})
-    return pd.DataFrame(rows).to_string(index=False).splitlines()
+    widths = {name: max(len(name), *(len(cells[name]) for cells in rows)) for name in rows[0]}
+    return [
+        "  ".join(f"{cells[name]:{'<' if name == 'class' else '>'}{widths[name]}}" for name in widths)
+        for cells in [{name: name for name in widths}, *rows]
+    ]
 
 
 def sibling_warning(ids: Iterable[str]) -> str | None:
@@ -268,31 +306,43 @@ def write_splits(path: Path, folds: Sequence[Fold]) -> None:
     pd.DataFrame(rows, columns=list(_COLUMNS)).to_csv(path, index=False)
 
 
-def read_splits(path: Path, ids: Sequence[str]) -> tuple[list[Fold], list[str]]:
+def read_splits(path: Path, ids: Sequence[str] | None = None) -> tuple[list[Fold], list[str]]:
     """The folds of a CSV as `write_splits` writes it, for the videos of a bank, and lines worth telling.
 
     Ids of the file that the bank lacks, and videos of the bank that the file lacks, are left out and counted.
 
+    Args:
+        path: the file.
+        ids: of the bank; None takes all that the file lists.
+
     Raises:
-        UserError: it cannot be read, lacks a column, names an unknown part, has a video twice in one fold or in two
-            test parts, or leaves a fold nothing to train or test on.
+        UserError: it cannot be read, lacks a column, names an unknown part, or a fold so that no folder can be, has a
+            video twice in one fold or in two test parts, or leaves a fold nothing to train or test on.
     """
+    text = read_text(path)
+    header = text.partition("\n")[0]
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' parser errors and undecodable text are ValueErrors
+        # Not `read_table`: it strips cells, and an id may begin or end with a space.
+        table = pd.read_csv(io.StringIO(text), sep=delimiter_of(header), dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' parser errors are ValueErrors
         raise UserError(f"{path} could not be read as a CSV of splits: {str(error).strip()}.") from error
     missing = [column for column in _COLUMNS if column not in table]
     if missing:
         raise UserError(
             f"{path} has no column {missing[0]!r} but {', '.join(map(str, table.columns))}; expected id, fold, part."
         )
-    table["part"] = table["part"].str.strip().str.lower()
-    wrong = table.loc[~table["part"].isin(_NAMES)]
-    if len(wrong):
-        row = wrong.iloc[0]
+    parts = table["part"].map(part_named)
+    if parts.isna().any():
+        row = table[parts.isna()].iloc[0]
         raise UserError(f"{path}: the part of {row['id']} is {row['part']!r}; expected train, validation or test.")
-    known = set(ids)
+    for name in table["fold"].unique():
+        if not _FOLD_NAME.fullmatch(name) or _SEED_NAME.search(name):
+            raise UserError(
+                f"{path}: a fold cannot be called {name!r}; call it by a number or a word, but not all or -seed1."
+            )
     given = set(table["id"])
+    ids = [*dict.fromkeys(table["id"])] if ids is None else ids
+    known = set(ids)
     unknown, unlisted = sorted(given - known), [video for video in ids if video not in given]
     if not given & known:
         example = f", e.g. {unknown[0]}" if unknown else ""
@@ -302,22 +352,21 @@ def read_splits(path: Path, ids: Sequence[str]) -> tuple[list[Fold], list[str]]:
         notes.append(f"ids of {path} that the bank does not have: {len(unknown)}, e.g. {unknown[0]}")
     if unlisted:
         notes.append(f"videos that {path} does not list, left out: {len(unlisted)}, e.g. {unlisted[0]}")
-    table = table[table["id"].isin(known)]
+    table = table.assign(part=parts)[table["id"].isin(known)]
     twice = table[table.duplicated(["id", "fold"])]
     if len(twice):
         raise UserError(f"{path} has {twice.iloc[0]['id']} twice in fold {twice.iloc[0]['fold']!r}. Leave one line.")
-    table = table.assign(part=table["part"].map(_NAMES))
     tested = table[table["part"] == "test"]
     again = tested[tested.duplicated("id")]
     if len(again):
         raise UserError(f"{path} tests {again.iloc[0]['id']} in more than one fold; each video is tested once at most.")
     folds = []
     for name, rows in table.groupby("fold", sort=False):
-        parts = {part: tuple(rows.loc[rows["part"] == part, "id"]) for part in PARTS}
+        members = {part: tuple(rows.loc[rows["part"] == part, "id"]) for part in PARTS}
         for part in ("train", "test"):
-            if not parts[part]:
+            if not members[part]:
                 raise UserError(f"{path} leaves fold {name!r} no video to {part} on. Mend it, or give another file.")
-        folds.append(Fold(str(name), **parts))
+        folds.append(Fold(str(name), **members))
     return folds, notes
 
 

@@ -51,7 +51,7 @@ class Standardisation(NamedTuple):
 
 class _Rows:
     """Something of every row of some videos, in blocks: several whole videos, or a part of a long one. In memory and
-    streamed the blocks are the same, and so are the numbers."""
+    streamed the blocks are the same, and so are the numbers, but for the last digit of sums of many blocks."""
 
     def __init__(self, sequences: Sequences, videos: np.ndarray, width: int, read: _Read, places: int = 1) -> None:
         """`read` gives for each banked row `places` rows of `width` numbers."""
@@ -195,9 +195,12 @@ def _numpy(rows: torch.Tensor) -> np.ndarray:
 def _mean_and_scale(rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
     """(width,) float32 mean, and standard deviation or 1."""
     # Moments about the first row, not about 0: a constant gives exactly 0, and a large mean costs no digits.
-    pivot = rows.read(rows.blocks[0][:1])[0].astype(np.float64)
-    first, second = rows.total(partial(_moments, pivot), 2) / rows.count
-    scale = np.sqrt(np.maximum(second - first**2, 0))
+    with np.errstate(over="ignore", invalid="ignore"):
+        pivot = rows.read(rows.blocks[0][:1])[0].astype(np.float64)
+        first, second = rows.total(partial(_moments, pivot), 2) / rows.count
+        scale = np.sqrt(np.maximum(second - first**2, 0))
+    if not np.isfinite(scale).all():
+        raise UserError("the features are too large to compute with: near the end of float32. Extract them anew.")
     scale[scale < _LEAST_SCALE] = 1
     return (pivot + first).astype(np.float32), scale.astype(np.float32)
 

@@ -25,8 +25,8 @@ from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.frame_labels import read_spans
 from pipeline.ids import readable
-from pipeline.segments import IGNORED as IGNORED
-from pipeline.segments import TOLERANCE_SECONDS, Clock, clocks, find_videos, place, rows_of
+from pipeline.sampling import nearest
+from pipeline.segments import IGNORED, TOLERANCE_SECONDS, Clock, clocks, find_videos, place, rows_of
 from pipeline.tables import LARGEST, column_of, numbers, read_table
 from pipeline.videos import label_order
 
@@ -67,6 +67,8 @@ def from_catalog(catalog: pd.DataFrame, column: str = "label", *, kind: str = "c
     """
     if column not in catalog.columns:
         raise UserError(_no_column("The bank", column, catalog.columns))
+    if catalog.empty:
+        raise UserError("The bank holds no video. `framebank describe BANK --failures` lists what could not be banked.")
     cells = ["" if pd.isna(cell) else str(cell).strip() for cell in catalog[column]]
     return _per_video(dict(zip(catalog["id"], cells, strict=True)), kind, f"the bank's column {column}", [])
 
@@ -222,12 +224,12 @@ def from_frame_values(path: Path, clocks: Mapping[str, Clock], column: str | Non
         if not frame and len(clock.seconds) and np.isnan(clock.seconds).any():
             raise UserError(f"{video_id!r} has no clock, so times mean nothing there. Give a column frame.")
         steps = clock.frame_index.astype(np.float64) if frame else clock.seconds
-        nearest = _nearest(at, steps)
+        near = nearest(at, steps)
         reach = 0.0 if frame else (0.5 / clock.fps if clock.fps > 0 else 0.0) + TOLERANCE_SECONDS
-        fits = np.abs(at[nearest] - steps) <= reach
+        fits = np.abs(at[near] - steps) <= reach
         if fits.any():
-            values[str(video_id)] = np.where(fits, given[nearest], np.float32(np.nan))
-            used += len(np.unique(nearest[fits]))
+            values[str(video_id)] = np.where(fits, given[near], np.float32(np.nan))
+            used += len(np.unique(near[fits]))
             masked, total = masked + int((~fits).sum()), total + len(steps)
     if not values:
         raise UserError(f"No row of {name} belongs to a banked frame. Does {position} count from the first frame, 0?")
@@ -244,7 +246,9 @@ def _per_video(cells: Mapping[str, str], kind: str, origin: str, notes: list[str
     """Targets from one stripped cell of text per id."""
     filled = {video_id: cell for video_id, cell in cells.items() if cell}
     if not filled:
-        raise UserError(f"{_start(origin)} is empty for all {len(cells)} videos. Give another column.")
+        raise UserError(
+            f"{_start(origin)} is empty for all {len(cells)} videos. Give another --target, --targets or --segments."
+        )
     values: dict[str, np.ndarray]
     if kind == "value":
         values = _values(filled, origin)
@@ -308,13 +312,6 @@ def _seen_classes(values: Mapping[str, np.ndarray], kind: str, count: int) -> li
     return seen.tolist()
 
 
-def _nearest(sorted_values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The index of the value nearest to each wanted one; of two equally near the lower."""
-    right = np.clip(np.searchsorted(sorted_values, wanted), 0, len(sorted_values) - 1)
-    left = np.maximum(right - 1, 0)
-    return np.where(np.abs(sorted_values[left] - wanted) <= np.abs(sorted_values[right] - wanted), left, right)
-
-
 def _key_column(path: Path, table: pd.DataFrame) -> str:
     key = column_of(table, ("id",))
     if key is None:
@@ -332,6 +329,8 @@ def _target_column(path: Path, table: pd.DataFrame, column: str | None, others: 
             raise UserError(_no_column(readable(path.name), column, left))
         return column
     chosen = left[0] if len(left) == 1 else column_of(table, ("label",))
+    if not left:
+        raise UserError(f"{readable(path.name)} has no column of targets beside the ids. Add one.")
     if chosen is None:
         raise UserError(f"{readable(path.name)} has several columns ({_listed(left)}). Say which holds the targets.")
     return chosen

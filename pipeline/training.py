@@ -16,29 +16,22 @@ import torch
 from sklearn.svm import LinearSVC
 
 from pipeline import runs
-from pipeline.bundles import (
-    Bundle,
-    Member,
-    Scores,
-    fit_temperature,
-    fit_thresholds,
-    load_bundle,
-    save_bundle,
-    score_bundle,
-    tempered,
-)
-from pipeline.fitting import fit, score
+from pipeline.bundles import Bundle, Member, load_bundle, save_bundle, score_bundle
+from pipeline.calibration import fit_temperature, fit_thresholds, tempered
+from pipeline.fitting import fit
 from pipeline.heads import Head, HeadConfig
 from pipeline.material import Material
-from pipeline.metrics import unmasked
+from pipeline.metrics import rows_with_target
 from pipeline.objectives import Objective, target_rows
 from pipeline.optimisation import FitConfig
+from pipeline.scoring import score
 from pipeline.selection import Selection
 from pipeline.splits import Fold, cross_validation, with_validation
 from pipeline.standardisation import statistics
-from pipeline.targets import Targets
+from pipeline.writing import write_csv
 
 _FUSION_FOLDS = 3
+_NEVER = -100.0  # a margin that leaves a class no probability
 _CALIBRATION_ROWS = 100_000
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
@@ -46,7 +39,16 @@ OnEpoch = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """How heads are trained."""
+    """How the heads of a run are trained.
+
+    Attributes:
+        head, objective, selection, fit: of every head.
+        device: where they are trained.
+        pca: components of the PCA; None for none.
+        fusion: of several heads' scores: "mean" or "svm"; "none" with one head.
+        validation_share: of the training parts within which the SVM's scores are made, see `_fit_svm`.
+        min_seconds: the bundle's.
+    """
 
     head: HeadConfig
     objective: Objective
@@ -55,7 +57,7 @@ class Plan:
     device: torch.device
     pca: int | None = None
     fusion: str = "none"
-    validation_share: float = 0.2
+    validation_share: float = 0.0
     min_seconds: float = 0.0
 
 
@@ -68,7 +70,7 @@ def train_fold(
         the bundle, one row per epoch and head, and lines worth telling.
 
     Raises:
-        UserError: the loss is not finite, or the disk is full.
+        UserError: what `pipeline.fitting.fit` refuses, or features or folds that cannot be made.
     """
     if (folder / "model.json").exists():
         return load_bundle(folder), runs.history(folder), []
@@ -78,7 +80,7 @@ def train_fold(
         bundle = replace(bundle, fusion="svm", svm=_fit_svm(material, fold, plan))
     if fold.validation and bundle.kind != "value":
         bundle = _calibrate(bundle, material, fold, plan.device)
-    runs.write_csv(folder / "metrics.csv", pd.DataFrame(history))
+    write_csv(folder / "metrics.csv", pd.DataFrame(history))
     save_bundle(folder, bundle)
     for checkpoint in (*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*")):
         checkpoint.unlink()
@@ -149,17 +151,23 @@ def _fit_svm(material: Material, fold: Fold, plan: Plan) -> np.ndarray:
         scores.append(np.hstack([np.asarray(array) for array in each]))
         classes += [int(material.targets.values[video]) for video in inner.test]
     svm = LinearSVC(C=1.0, random_state=plan.fit.seed).fit(np.concatenate(scores), classes)
-    weights = np.hstack([svm.coef_, svm.intercept_[:, None]])
-    if len(weights) == 1:  # of two classes scikit-learn keeps the second's margin alone
-        weights = np.vstack([np.zeros_like(weights), weights])
+    margins = np.hstack([svm.coef_, svm.intercept_[:, None]])
+    if len(margins) == 1:  # of two classes scikit-learn keeps the second's margin alone
+        margins = np.vstack([np.zeros_like(margins), margins])
+    weights = np.zeros((material.targets.outputs, margins.shape[1]))
+    weights[:, -1] = _NEVER  # a class of videos that are in no part of the split
+    weights[svm.classes_] = margins
     return weights.astype(np.float32)
 
 
 def _calibrate(bundle: Bundle, material: Material, fold: Fold, device: torch.device) -> Bundle:
     """The bundle with the temperature, and the thresholds of labels, that suit the validation part."""
-    target, probability = labelled_rows(
-        material.targets, fold.validation, held_out_scores(bundle, material, fold.validation, device)
-    )
+    scores = score_bundle(bundle, material.sequences, material.positions(fold.validation), device=device)
+    targets = [material.targets.values[video] for video in fold.validation]
+    if bundle.per_frame:
+        target, probability = rows_with_target(bundle.kind, targets, list(scores))
+    else:
+        target, probability = np.stack(targets), np.asarray(scores)
     if not len(target):
         return bundle
     stride = -(-len(target) // _CALIBRATION_ROWS)
@@ -169,21 +177,3 @@ def _calibrate(bundle: Bundle, material: Material, fold: Fold, device: torch.dev
         calibrated = tempered(bundle.kind, probability, bundle.temperature)
         bundle = replace(bundle, thresholds=fit_thresholds(calibrated, target))
     return bundle
-
-
-def held_out_scores(bundle: Bundle, material: Material, ids: tuple[str, ...], device: torch.device) -> Scores:
-    """What a bundle gives for videos of the material: (B, K), or per video (T, K)."""
-    return score_bundle(bundle, material.sequences, material.positions(ids), device=device)
-
-
-def labelled_rows(targets: Targets, ids: tuple[str, ...], scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and scores row by row: of each video, or of each frame that has a target."""
-    if not targets.per_frame:
-        return np.stack([targets.values[video] for video in ids]), np.asarray(scores)
-    chosen, kept = [], []
-    for video, rows in zip(ids, scores, strict=True):
-        wanted = targets.values[video]
-        known = unmasked(targets.kind, wanted)
-        chosen.append(wanted[known])
-        kept.append(rows[known])
-    return np.concatenate(chosen), np.concatenate(kept)

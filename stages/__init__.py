@@ -12,8 +12,9 @@ bench_heads                  a bank                       figures on the termina
 demo        make demo        nothing                      data/samples/, data/samples.h5, data/samples-head/
 
 cli             the command `framebank`: one call of a stage per command, exit status out
-options         what the commands can be told, in groups that they share
+options         what the commands can be told: what they share, and extract
+head_options    what train-head can be told
 console         what the person at the terminal sees while a stage runs
 summary         what extract says before it begins and at its end
-training_words  what train-head says, and how results are written for people
+training_words  what train-head says, before it begins and at its end
 """

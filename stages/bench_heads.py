@@ -30,11 +30,11 @@ from pipeline.fitting import fit
 from pipeline.heads import Head, HeadConfig
 from pipeline.objectives import Objective, TargetRows, target_rows
 from pipeline.optimisation import FitConfig
-from pipeline.runs import write_json
 from pipeline.selection import Selection
 from pipeline.sequences import Sequences, buckets, load_sequences
 from pipeline.sources import source_path
 from pipeline.targets import from_catalog
+from pipeline.writing import write_json
 from stages.console import Display, counted
 
 OK = 0
@@ -43,7 +43,7 @@ _OURS, _BARE, _COLLATED = "ours", "bare loop, packed beforehand", "pack_sequence
 
 @dataclass(frozen=True)
 class BenchHeadsConfig:
-    """Everything that `framebank bench-heads` can be told; the defaults are those of the command."""
+    """Everything that `framebank bench heads` can be told; the defaults are those of the command."""
 
     bank: Path
     epochs: int = 10
@@ -80,7 +80,8 @@ def run(config: BenchHeadsConfig) -> int:
     device = choose_device(config.device)
     with Bank(config.bank) as bank:
         known = from_catalog(bank.catalog)
-        sequences = load_sequences([bank], [video for video in bank if video in known.values], spatial=None)
+        spatial = "mean" if len(bank.config["recipe"]["feature_shape"]) == 3 else None
+        sequences = load_sequences([bank], [video for video in bank if video in known.values], spatial=spatial)
         targets = target_rows(known, sequences)
         threads = torch.get_num_threads()
         torch.set_num_threads(config.threads)
@@ -93,7 +94,8 @@ def run(config: BenchHeadsConfig) -> int:
     rows = int(sequences.lengths.sum())
     fastest = {name: float(np.min(each)) for name, each in seconds.items()}
     middle = {name: float(np.median(each)) for name, each in seconds.items()}
-    display.field("Bank", f"{config.bank}: {counted(len(sequences), 'video')}, {rows:,} rows × {bank_width(sequences)}")
+    size = f"{counted(len(sequences), 'video')}, {rows:,} rows × {sequences.feature_shape[0]}"
+    display.field("Bank", f"{config.bank}: {size}")
     display.field(
         "Head",
         f"LSTM {config.hidden}, last state, batches of {config.batch_size}, adamw; float32 on {device.type}, "
@@ -126,11 +128,6 @@ def run(config: BenchHeadsConfig) -> int:
     if config.json is not None:
         write_json(config.json, result)
     return OK
-
-
-def bank_width(sequences: Sequences) -> str:
-    """ "512", or "512 × 7 × 7"."""
-    return " × ".join(map(str, sequences.feature_shape))
 
 
 def _epochs(
@@ -166,8 +163,7 @@ class _BareLoop:
         collate: bool,
     ) -> None:
         torch.manual_seed(0)
-        width = int(np.prod(sequences.feature_shape))
-        self.model = _Bare(width, config.hidden, targets.outputs).to(device)
+        self.model = _Bare(sequences.feature_shape[0], config.hidden, targets.outputs).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-3, fused=True)
         self.targets, self.device, self.size, self.order = targets.values, device, config.batch_size, videos
         self.packed: list[tuple[PackedSequence, Tensor]] = []

@@ -1,4 +1,5 @@
-"""The command `framebank`: its commands, help and exit statuses; the work is in the stages, the options in options.py.
+"""The command `framebank`: its commands, help and exit statuses; the work is in the stages, the options in options.py
+and head_options.py.
 
 Exit statuses: 0 done; 1 verification found problems; 2 could not run as asked (one line says why); 3 finished, with
 videos in the ledger of failures; 130 interrupted, and resumable.
@@ -6,6 +7,7 @@ videos in the ledger of failures; 130 interrupted, and resumable.
 
 import io
 import os
+import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import click
 
 from pipeline.errors import UserError
+from stages.head_options import HEAD, SPLITS, STEPS, TARGET_FILES, TARGETS, TRAINING
 from stages.options import (
     BACKBONE,
     BANK,
@@ -21,17 +24,15 @@ from stages.options import (
     DATA,
     DEVICE,
     FRAMES,
-    HEAD,
     PRECISION,
     QUIET,
     RUN,
-    SPLITS,
-    STEPS,
-    TARGET_FILES,
-    TARGETS,
-    TRAINING,
     WHAT,
+    Headed,
+    Real,
 )
+
+_ROW = "Write a row per video: id, predicted, p_LABEL…; of labels per frame the most frequent one, and mean p."
 
 
 class _Refusal(click.ClickException):
@@ -47,12 +48,14 @@ class _Group(click.Group):
         for stream in (sys.stdout, sys.stderr):  # a terminal without our characters shows them escaped
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends a command as Ctrl-C does
         try:
             return super().invoke(ctx)
         except UserError as error:
             raise _Refusal(str(error)) from error
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            resumable = ctx.invoked_subcommand == "train-head"
+            click.echo("Interrupted." + " The same command goes on." * resumable, err=True)
             raise SystemExit(130) from None
         except BrokenPipeError:  # the reader of our output (head, less) has seen enough
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that closing it at exit succeeds
@@ -60,6 +63,8 @@ class _Group(click.Group):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise _Refusal(f"{where}{error.strerror or error}") from error
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -70,13 +75,15 @@ def main() -> None:
     \b
     framebank extract my_videos --out bank.h5    run the CNN over all frames, once
     framebank describe bank.h5                   look at what is in the bank
+    framebank train-head bank.h5 --out run       train a head, beside baselines
+    framebank predict run new.mp4                label new videos
 
     Exit status: 0 all done, 1 verification failed, 2 could not run as asked, 3 finished with videos
     that could not be banked (the bank lists them as failures), 130 interrupted (run it again to go on).
     """
 
 
-@main.command(short_help="Bank the embeddings of all frames of all videos.")
+@main.command(cls=Headed, short_help="Bank the embeddings of all frames of all videos.")
 @click.argument("data", type=DATA)
 @click.option(
     "-o", "--out", type=BANK, required=True, help="The bank, an HDF5 file. What it holds already is not done again."
@@ -103,7 +110,7 @@ def extract(stride: int | None, fps: float | None, frames: int | None, **options
     raise SystemExit(run(ExtractConfig(sampling=sampling, **options)))
 
 
-@main.command("train-head", short_help="Train an LSTM or GRU head on a bank, beside baselines.")
+@main.command("train-head", cls=Headed, short_help="Train an LSTM or GRU head on a bank, beside baselines.")
 @click.argument("banks", type=BANK, nargs=-1, required=True, metavar="BANK...")
 @click.option("-o", "--out", type=DATA, required=True, help="The run folder. A run that was stopped goes on.")
 @TARGETS
@@ -156,12 +163,12 @@ def evaluate(**options: Any) -> None:
     metavar="FILE",
     help="The checkpoint of the backbone, if it was a file; checked. One for each bank that the head reads.",
 )
-@click.option("--csv", type=DATA, metavar="FILE", help="Write a row per video: id, predicted, p_LABEL…")
+@click.option("--csv", type=DATA, metavar="FILE", help=_ROW)
 @click.option("--json", type=DATA, metavar="FILE", help="The same as JSON, with what could not be read.")
 @click.option("--frames", type=DATA, metavar="FILE", help="Write a row per frame, with its time.")
 @click.option("--segments", type=DATA, metavar="FILE", help="Write id, start, end, label of predicted segments.")
 @click.option("--all-files", is_flag=True, help="Try every file, whatever its suffix.")
-@click.option("--image-fps", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Rate of image folders.")
+@click.option("--image-fps", type=Real(min=0, min_open=True), metavar="N", help="Rate of image folders.")
 @click.option("--allow-partial", is_flag=True, help="Predict from what decodes of broken videos.")
 @DEVICE
 @PRECISION
@@ -218,35 +225,52 @@ def bench_heads(**options: Any) -> None:
     raise SystemExit(run(BenchHeadsConfig(**options)))
 
 
+def _refuse_idle(options: dict[str, Any]) -> None:
+    """Refuse options of train-head that were typed and would change nothing beside the others."""
+    per_frame = options["segments"] is not None or options["frame_values"] is not None
+    steps = per_frame or options["supervise"] != "pooled"
+    given = "--folds" if options["folds"] is not None else "--splits" if options["splits"] is not None else None
+    falls = options["schedule"] in ("step", "plateau")
+    idle = {
+        "pool": "what learns every step pools nothing" if steps else None,
+        "read": None if steps and not per_frame else "it is for --supervise every-step and growing",
+        "momentum": None if options["optimizer"] == "sgd" else "it is for --optimizer sgd",
+        "step_epochs": None if falls else "it is for --schedule step and plateau",
+        "step_factor": None if falls else "it is for --schedule step and plateau",
+        "chunk_steps": None if per_frame else "it is for --segments and --frame-values",
+        "split_column": given and f"{given} decides the parts",
+        "test_share": given and f"{given} decides the parts",
+    }
+    typed = click.get_current_context().get_parameter_source
+    for name, why in idle.items():
+        if why and typed(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} would change nothing: {why}; leave it out")
+
+
 def _train_head_config(kind: Any, options: dict[str, Any]) -> Any:
     """The flat options of the command line as the nested config of the stage."""
     from pipeline.heads import HeadConfig
     from pipeline.optimisation import FitConfig
     from pipeline.selection import Selection
 
+    _refuse_idle(options)
+
     def take(config: Any) -> dict[str, Any]:
         return {field.name: options.pop(field.name) for field in fields(config) if field.name in options}
 
-    rules = {
-        "stride": "stride",
-        "fps": "fps",
-        "frames": "frames",
-        "tsn": "tsn",
-        "tail": "tail",
-        "window": "crop",
-        "part": "part",
-    }
+    rules = {name: name for name in ("stride", "fps", "frames", "tsn", "tail")} | {"window": "crop"}
     given = [(name, options.pop(name)) for name in rules]
     given = [(name, amount) for name, amount in given if amount is not None]
     if len(given) > 1:
         raise click.UsageError(" and ".join(f"--{name}" for name, _ in given) + " exclude one another; give one")
-    rule, amount = (rules[given[0][0]], given[0][1]) if given else ("part", 0.5)
+    rule, amount = (rules[given[0][0]], given[0][1]) if given else ("all", 0)
     selection = Selection(rule, amount, options.pop("test_crops"))
     allow = frozenset(name for name in ("overlap", "unknown", "beyond") if options.pop(f"allow_{name}"))
     if options["bidirectional"] is None:
         options["bidirectional"] = options["cell"] != "none"
+    epochs = options.pop("epochs")
     head, fit = HeadConfig(**take(HeadConfig)), FitConfig(**take(FitConfig))
-    return kind(selection=selection, allow=allow, head=head, fit=fit, **options)
+    return kind(selection=selection, allow=allow, head=head, fit=fit, epochs=epochs, **options)
 
 
 @main.command(short_help="Look into a bank; --verify reads all of it.")

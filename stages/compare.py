@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import runs
+from pipeline import runs, splits
 from pipeline.errors import UserError
 from pipeline.heads import HeadConfig
 from pipeline.metrics import higher_is_better
-from stages.console import Display, plain_time
-from stages.training_words import head_words, interval_words, number
+from pipeline.writing import write_csv, write_json
+from stages.console import Display, interval_words, number, plain_time
+from stages.training_words import head_words
 
 OK = 0
 _SHOWN = ("run", "bank", "task", "split", "head", "metric", "score", "baseline", "difference", "took")
@@ -25,7 +26,6 @@ class CompareConfig:
     runs: tuple[Path, ...]
     csv: Path | None = None
     json: Path | None = None
-    quiet: bool = False
 
 
 def run(config: CompareConfig) -> int:
@@ -37,7 +37,7 @@ def run(config: CompareConfig) -> int:
     Raises:
         UserError: a folder holds no finished run.
     """
-    display = Display(quiet=config.quiet)
+    display = Display()
     rows = [_row(folder) for folder in config.runs]
     warnings = _warnings(config.runs, rows)
     if not warnings:
@@ -48,9 +48,9 @@ def run(config: CompareConfig) -> int:
     for warning in warnings:
         display.line(f"WARNING: {warning}")
     if config.csv is not None:
-        runs.write_csv(config.csv, pd.DataFrame(rows))
+        write_csv(config.csv, pd.DataFrame(rows))
     if config.json is not None:
-        runs.write_json(config.json, {"runs": rows, "warnings": warnings})
+        write_json(config.json, {"runs": rows, "warnings": warnings})
     return OK
 
 
@@ -106,15 +106,30 @@ def _words(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _table(rows: Sequence[dict[str, str]]) -> list[str]:
-    """A line per run under a line of names; what all runs share is said once, above."""
-    shared = {name: rows[0][name] for name in _SHOWN if len(rows) > 1 and len({row[name] for row in rows}) == 1}
-    columns = [name for name in _SHOWN if name not in shared]
+    """A line per run under a line of names; what all runs share is said once, above: of one run everything."""
+    shared = {name: rows[0][name] for name in _SHOWN if len({row[name] for row in rows}) == 1}
+    if "head" not in shared:
+        shared["head"], heads = _heads([row["head"].split(", ") for row in rows])
+        rows = [row | {"head": head} for row, head in zip(rows, heads, strict=True)]
+    columns = [name for name in _SHOWN if len({row[name] for row in rows}) > 1]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-    lines = [f"{name:<12}{text}" for name, text in shared.items()]
+    lines = [f"{name:<12}{text}" for name, text in shared.items() if text]
+    if not columns:
+        return lines
     lines += [""] if lines else []
     for row in [{name: name for name in columns}, *rows]:
         lines.append("  ".join(f"{row[name]:<{widths[name]}}" for name in columns).rstrip())
     return lines
+
+
+def _heads(heads: Sequence[list[str]]) -> tuple[str, list[str]]:
+    """What all heads have in common before and after "…", which stands for what is each one's own; and the latter."""
+    least, first = min(map(len, heads)), heads[0]
+    before = next((at for at in range(least) if any(head[at] != first[at] for head in heads)), least)
+    ends = range(least - before)
+    after = next((at for at in ends if any(head[-1 - at] != first[-1 - at] for head in heads)), least - before)
+    common = [*first[:before], "…", *first[len(first) - after :]] if before + after else []
+    return ", ".join(common), [", ".join(head[before : len(head) - after]) or "-" for head in heads]
 
 
 def _warnings(folders: Sequence[Path], rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -136,10 +151,5 @@ def _warnings(folders: Sequence[Path], rows: Sequence[dict[str, Any]]) -> list[s
 
 def _tested(folder: Path) -> dict[str, tuple[str, ...]]:
     """id -> the videos that were tested with it: folds of other names but the same videos are the same."""
-    path = folder / "splits.csv"
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        parts = table[table["part"] == "test"].groupby("fold")["id"].apply(lambda ids: tuple(sorted(ids)))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {error}; train the run again.") from None
-    return {video: together for together in parts for video in together}
+    folds, _ = splits.read_splits(folder / "splits.csv")
+    return {video: tuple(sorted(fold.test)) for fold in folds for video in fold.test}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -62,6 +63,20 @@ def sampling_words(sampling: Mapping[str, Any]) -> str:
         return f"{sampling['frames']} per video, evenly spread"
     stride = sampling.get("stride", 1)
     return "every frame" if stride == 1 else f"one in {stride}"
+
+
+def number(value: float | None) -> str:
+    """ "0.712", "12.4", "1,234": three decimals, three digits, or whole; "n/a"."""
+    if value is None or isnan(value):
+        return "n/a"
+    if abs(value) < 10:
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def interval_words(interval: Sequence[float] | None) -> str:
+    """ "[0.61, 0.79]"."""
+    return "" if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"
 
 
 @dataclass

@@ -12,15 +12,15 @@ import torch
 from pipeline import rescoring, runs, splits
 from pipeline.bank import Bank
 from pipeline.bootstrap import bootstrap
-from pipeline.bundles import check_banks, load_bundle
+from pipeline.bundles import check_banks, load_bundle, seen_in_training
 from pipeline.encoder import choose_device
 from pipeline.errors import UserError
 from pipeline.held_out import hold_out
 from pipeline.results import HeldOut, Task, class_table, joined, metrics_of, score_rows
 from pipeline.splits import PARTS, Fold
 from pipeline.targets import as_asked
-from stages.console import Display, counted
-from stages.training_words import interval_words, number
+from pipeline.writing import write_json
+from stages.console import Display, counted, interval_words, number
 
 OK, DIFFERENT = 0, 1
 TOLERANCE = 0.005  # of a probability, or of a value in units of the largest one: between devices, not between runs
@@ -90,12 +90,8 @@ def _read(folder: Path) -> _Run:
     results = runs.read_results(folder)
     said = results["task"]
     task = Task(said["kind"], said["per_frame"], tuple(said["labels"]), said["background"])
-    path = folder / "splits.csv"
-    try:
-        ids = pd.read_csv(path, dtype=str, keep_default_na=False)["id"].unique().tolist()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {error}; train the run again.") from None
-    return _Run(folder, runs.read_config(folder), results, task, splits.read_splits(path, ids)[0])
+    folds, _ = splits.read_splits(folder / "splits.csv")
+    return _Run(folder, runs.read_config(folder), results, task, folds)
 
 
 def _own(display: Display, config: EvaluateConfig, finished: _Run, banks: list[Bank], device: torch.device) -> int:
@@ -135,7 +131,7 @@ def _own(display: Display, config: EvaluateConfig, finished: _Run, banks: list[B
         content["parts"] = _show_parts(display, finished, first)
     content |= {"largest_difference": largest, "changed_predictions": changed}
     if config.json is not None:
-        runs.write_json(config.json, content)
+        write_json(config.json, content)
     same = largest <= TOLERANCE
     display.field(
         "As before" if same else "DIFFERENT",
@@ -147,13 +143,12 @@ def _own(display: Display, config: EvaluateConfig, finished: _Run, banks: list[B
 
 def _recorded(finished: _Run, seed: int) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """predictions.csv of a seed, and frames.csv where targets are per frame."""
-    ending = "" if seed == 0 else f"-seed{seed}"
     text = dict.fromkeys(("id", "fold"), str)
     if finished.task.kind != "value":
         text |= dict.fromkeys(("target", "predicted"), str)
     tables = []
     for name in ("predictions", "frames")[: 1 + finished.task.per_frame]:
-        path = finished.folder / f"{name}{ending}.csv"
+        path = runs.seed_file(finished.folder, name, seed)
         try:
             tables.append(
                 pd.read_csv(path, dtype=text, keep_default_na=False, encoding_errors="surrogatepass", na_values=[])
@@ -177,7 +172,7 @@ def _other(display: Display, config: EvaluateConfig, finished: _Run, banks: list
     ids = [video for video in banks[0] if video in targets.values]
     if config.split == "test":
         ids = _tested(asked, banks[0], ids)
-    same, spans = rescoring.trained_on(bundle, banks[0])
+    same, spans = seen_in_training(bundle, banks[0])
     fresh = [video for video in ids if video not in set(same)]
     if len(fresh) < len(ids):
         example = next(video for video in ids if video in set(same))
@@ -197,7 +192,7 @@ def _other(display: Display, config: EvaluateConfig, finished: _Run, banks: list
     content = _show(display, finished, held, _groups(asked, banks[0], held.ids))
     content["left_out"] = len(ids) - len(fresh)
     if config.json is not None:
-        runs.write_json(config.json, content)
+        write_json(config.json, content)
     return OK
 
 
@@ -205,8 +200,8 @@ def _tested(asked: dict[str, Any], bank: Bank, ids: Sequence[str]) -> list[str]:
     """Those of the videos that the bank's split column calls its test part."""
     column = asked["split_column"]
     if column in bank.catalog.columns:
-        parts = dict(zip(bank.catalog["id"], bank.catalog[column].astype(str).str.strip().str.lower(), strict=True))
-        if tested := [video for video in ids if parts[video] in ("test", "testing")]:
+        parts = dict(zip(bank.catalog["id"], bank.catalog[column].astype(str).map(splits.part_named), strict=True))
+        if tested := [video for video in ids if parts[video] == "test"]:
             return tested
     raise UserError(f"No video of {bank.path} is called test in its column {column!r}; leave --split out to score all.")
 
@@ -225,8 +220,7 @@ def _show(display: Display, finished: _Run, held: HeldOut, groups: list[str] | N
     """Print the metrics and the table of classes; returns them for JSON."""
     task = finished.task
     metrics = metrics_of(task, held)
-    found = bootstrap(score_rows(task, held), groups, len(held.ids))
-    interval = None if found.low != found.low else [found.low, found.high]
+    interval = bootstrap(score_rows(task, held), groups, len(held.ids)).ends
     unit = "videos" if groups is None else f"{len(set(groups))} groups"
     display.line()
     width = max(len(name) for name in metrics)

@@ -17,15 +17,15 @@ import torch
 
 from pipeline.alike import bank_alike, load_alike
 from pipeline.bank import Bank
-from pipeline.bundles import Bundle, load_bundle
+from pipeline.bundles import Bundle, load_bundle, seen_in_training
 from pipeline.encoder import choose_device
 from pipeline.errors import UserError
 from pipeline.features import records
-from pipeline.predictions import Predictions, predict, seen_in_training
-from pipeline.runs import write_csv, write_json
+from pipeline.predictions import Predictions, predict
 from pipeline.sources import source_text
 from pipeline.targets import SEPARATOR
 from pipeline.videos import find_videos
+from pipeline.writing import write_csv, write_json
 from stages.console import Display, counted, sampling_words
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
@@ -75,9 +75,10 @@ def run(config: PredictConfig) -> int:
         failures = pd.concat([bank.failures[["id", "reason"]] for bank in made.values()]).drop_duplicates("id")
         ids = [video_id for video_id in found["id"] if video_id not in set(failures["id"])]
         predictions = predict(bundle, made, ids, device=device) if ids else None
-        if again := seen_in_training(bundle, next(iter(made.values()))):
+        same, spans = seen_in_training(bundle, next(iter(made.values())))
+        if again := [*same, *spans]:
             notes.append(
-                f"files that the head was trained on: {len(again)}, e.g. {again[0]}; of them it says nothing new"
+                f"the head was trained on {len(again)} of these, e.g. {again[0]}: that it is right there proves nothing"
             )
         for bank in made.values():
             bank.close()

@@ -15,12 +15,13 @@ from pipeline import baselines, figures, runs, splits
 from pipeline.bank import Bank
 from pipeline.bundles import load_bundle, save_bundle
 from pipeline.encoder import choose_device
+from pipeline.epochs import steps_of
 from pipeline.errors import UserError
 from pipeline.features import records
 from pipeline.heads import HeadConfig, vector_width
 from pipeline.held_out import hold_out, hold_out_baselines
 from pipeline.material import Material, load_material
-from pipeline.objectives import Objective
+from pipeline.objectives import Objective, target_rows
 from pipeline.optimisation import FitConfig
 from pipeline.results import (
     HeldOut,
@@ -38,6 +39,7 @@ from pipeline.selection import Selection
 from pipeline.splits import Fold
 from pipeline.targets import Targets, as_asked
 from pipeline.training import Plan, train_fold
+from pipeline.writing import write_csv, write_json
 from stages import training_words as words
 from stages.console import Display
 
@@ -53,9 +55,9 @@ HEAD = HeadConfig(
     centre=True,
     changes=(4,),
 )
-SELECTION = Selection("part", 0.5)
 COMPONENTS = 128  # of the PCA, where the inputs are wider and nothing else was asked for
 SMOOTHING = 0.1  # of class targets
+EPOCHS, STEPS = 30, 240  # at least so many epochs, and so many steps of the optimiser
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class TrainHeadConfig:
     validation_share: float = 0.0
     group_column: str = "group"
     split_seed: int = 0
-    selection: Selection = SELECTION
+    selection: Selection = field(default_factory=Selection)
     head: HeadConfig = HEAD
     pca: int | None = None
     supervise: str = "pooled"
@@ -88,6 +90,7 @@ class TrainHeadConfig:
     loss: str | None = None
     label_smoothing: float | None = None
     fuse: str = "concat"
+    epochs: int | None = None
     fit: FitConfig = field(default_factory=FitConfig)
     seeds: int = 1
     device: str = "auto"
@@ -108,12 +111,14 @@ class TrainHeadConfig:
             raise UserError("--background and the --allow options are for --segments; leave them out")
         if self.segments is not None and self.target is not None:
             raise UserError("--target names a column, and --segments files have their own; leave it out")
-        if self.per_frame is False and self.min_seconds:
+        if self.segments is None and self.min_seconds:
             raise UserError("--min-seconds smooths predicted segments; it needs --segments")
         if len(self.banks) == 1 and self.fuse != "concat":
             raise UserError(f"--fuse {self.fuse} fuses the heads of several banks, and one bank was given")
         if self.fuse == "svm" and (self.per_frame or self.kind != "class"):
             raise UserError("--fuse svm is for one class per video; use --fuse mean")
+        if len({path.resolve() for path in self.banks}) < len(self.banks):
+            raise UserError("A bank is given twice; give each bank once.")
         if self.splits is not None and self.folds is not None:
             raise UserError("--splits and --folds exclude one another; give one of them")
 
@@ -160,27 +165,38 @@ def run(config: TrainHeadConfig) -> int:
         torch.set_num_threads(1)
         try:
             return _run(config)
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            raise UserError(
+                "There is not enough memory for this. Choose a smaller head (--hidden, --layers, --mlp, --pca) or "
+                "smaller batches (--batch-size, --max-steps)."
+            ) from error
         finally:
             torch.set_num_threads(threads)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """torch says so of a GPU by a type of its own, of the CPU only in words."""
+    said = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said or "overflowed" in said
 
 
 def _run(config: TrainHeadConfig) -> int:
     started = time.monotonic()
     display = Display(quiet=config.quiet)
     objective = Objective(
-        config.kind,
-        config.per_frame,
-        config.supervise,
-        config.read,
-        config.loss or "",
-        config.smoothing,
+        kind=config.kind,
+        per_frame=config.per_frame,
+        supervise=config.supervise,
+        read=config.read,
+        loss=config.loss or "",
+        label_smoothing=config.smoothing,
     )
     device = choose_device(config.device)
     with ExitStack() as stack:
         opened = [stack.enter_context(Bank(path)) for path in config.banks]
         wanted = as_asked(config.resolved(), opened[0])
-        files = {"targets": config.targets, "segments": config.segments, "frame values": config.frame_values}
-        identity = runs.data_identity(opened, {**files, "splits": config.splits})
         material, notes = load_material(
             opened,
             wanted,
@@ -188,10 +204,20 @@ def _run(config: TrainHeadConfig) -> int:
             side_by_side=config.fuse == "concat",
             group_column=None if config.group_column == "none" else config.group_column,
         )
+        if material.groups is None and config.group_column not in ("group", "none"):
+            raise UserError(f"The bank's column {config.group_column} is empty; give another --group-column, or none.")
         folds, how, more = _folds(config, opened[0], material)
         table = splits.preflight(material.strata, material.groups, folds) if material.strata else []
         words.show_task(display, opened, material, wanted, how, table, [*notes, *more])
-        config = replace(config, pca=_components(config, material, folds))
+        epochs = _epochs(config, material, folds)
+        config = replace(
+            config,
+            pca=_components(config, material, folds),
+            epochs=epochs,
+            fit=replace(config.fit, epochs=epochs),
+        )
+        files = {"targets": config.targets, "segments": config.segments, "frame values": config.frame_values}
+        identity = runs.data_identity(opened, {**files, "splits": config.splits})
         state = runs.begin(config.out, config.resolved(), identity)
         if state == runs.FINISHED:
             display.line(f"{config.out} is finished; this is what came of it.")
@@ -199,21 +225,21 @@ def _run(config: TrainHeadConfig) -> int:
             return OK
         splits.write_splits(config.out / "splits.csv", folds)
         plan = Plan(
-            replace(config.head, steps=objective.steps),
-            objective,
-            config.selection,
-            config.fit,
-            device,
-            config.pca or None,
-            config.fuse if len(opened) > 1 and config.fuse != "concat" else "none",
-            config.validation_share,
-            config.min_seconds,
+            head=replace(config.head, steps=objective.steps),
+            objective=objective,
+            selection=config.selection,
+            fit=config.fit,
+            device=device,
+            pca=config.pca or None,
+            fusion="none" if config.fuse == "concat" else config.fuse,
+            validation_share=config.validation_share,
+            min_seconds=config.min_seconds,
         )
         words.show_plan(display, plan, material, resumed=state == runs.UNFINISHED)
         task = Task(wanted.kind, wanted.per_frame, wanted.labels, _background(config, wanted))
         held, history, training_seconds = _train(display, config, plan, material, folds)
         with words.watch_baselines(display, len(folds) * len(baselines.NAMES[task.kind, task.per_frame])) as advance:
-            against, said = hold_out_baselines(material, folds, task, config.fit.seed, advance)
+            against, said = hold_out_baselines(material, folds, task, config.fit.seed, config.min_seconds, advance)
         for note in said:
             display.field("Note", note)
         _finish(display, config, plan, material, folds, history)
@@ -242,7 +268,27 @@ def _components(config: TrainHeadConfig, material: Material, folds: Sequence[Fol
         return config.pca
     widths = [config.head.inputs.width(vector_width(config.head, each.feature_shape)) for each in material.sequences]
     rows = min(int(each.lengths[material.positions(f.train)].sum()) for each in material.sequences for f in folds)
+    if config.fuse == "svm":  # whose folds within a training part leave two thirds of it, or a validation part of them
+        rows //= 4
     return COMPONENTS if min(*widths, rows) > COMPONENTS else 0
+
+
+def _epochs(config: TrainHeadConfig, material: Material, folds: Sequence[Fold]) -> int:
+    """As asked for, else as many as make enough steps in the smallest fold: few videos make few steps an epoch."""
+    if config.epochs is not None:
+        return config.epochs
+    sequences = material.sequences[0]
+    known = target_rows(material.targets, sequences)
+    smallest = min(folds, key=lambda fold: len(fold.train))
+    steps = steps_of(
+        sequences,
+        material.positions(smallest.train),
+        known,
+        config.selection,
+        config.fit,
+        bidirectional=config.head.bidirectional,
+    )
+    return max(EPOCHS, -(-STEPS // max(1, steps)))
 
 
 def _background(config: TrainHeadConfig, wanted: Targets) -> int | None:
@@ -269,7 +315,7 @@ def _folds(config: TrainHeadConfig, bank: Bank, material: Material) -> tuple[lis
                 f"{', '.join(map(str, catalog.columns))}."
             )
         values = [str(catalog.at[video, config.split_column]) for video in ids]
-        if any(values):
+        if any(values) or config.split_column != "split":
             fold, notes = splits.from_column(ids, values)
             folds, how = [fold], f"the bank's column {config.split_column}"
         else:
@@ -281,7 +327,8 @@ def _folds(config: TrainHeadConfig, bank: Bank, material: Material) -> tuple[lis
             fold, note = splits.with_validation(fold, strata, groups, config.validation_share, seed)
             notes += [note] if note else []
         finished.append(fold)
-    return finished, how, [*notes, *splits.leakage(finished, groups)]
+    leaks = [*splits.leakage(finished, groups), *splits.shared_files(finished, material.digests)]
+    return finished, how, [*notes, *leaks]
 
 
 def _train(
@@ -323,7 +370,8 @@ def _finish(
     if len(folds) == 1:
         save_bundle(config.out, load_bundle(runs.fold_folder(config.out, 0, folds[0].name)))
         return
-    ids = tuple(video for fold in folds for video in fold.test)
+    parts = [*(fold.test for fold in folds), *((*fold.train, *fold.validation) for fold in folds)]
+    ids = tuple(dict.fromkeys(video for part in parts for video in part))  # a file of splits may not test every video
     whole = Fold("all", ids, (), ())
     if config.validation_share:
         whole, _ = splits.with_validation(
@@ -346,12 +394,11 @@ def _write(
     """Tables and pictures, and results.json last: with it the run is finished."""
     out = config.out
     epochs = pd.DataFrame(history)
-    runs.write_csv(out / "metrics.csv", epochs)
+    write_csv(out / "metrics.csv", epochs)
     for seed, said in enumerate(held):
-        ending = "" if seed == 0 else f"-seed{seed}"
-        runs.write_csv(out / f"predictions{ending}.csv", prediction_table(task, said))
+        write_csv(runs.seed_file(out, "predictions", seed), prediction_table(task, said))
         if task.per_frame:
-            runs.write_csv(out / f"frames{ending}.csv", frame_table(task, said))
+            write_csv(runs.seed_file(out, "frames", seed), frame_table(task, said))
     kept = {
         (row["seed"], row["fold"], row["member"]): int(row["epoch"]) for row in records(epochs[epochs["kept"] == 1])
     }
@@ -362,4 +409,4 @@ def _write(
     elif task.kind == "value":
         target, _, decided = rows_of(task, held[0])
         figures.scatter(out / "scatter.png", target, decided)
-    runs.write_json(out / "results.json", results)
+    write_json(out / "results.json", results)

@@ -1,5 +1,6 @@
 """What `framebank train-head` says: the task, the split, the head, how training goes, and what came of it."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,7 +19,7 @@ from pipeline.metrics import higher_is_better
 from pipeline.standardisation import Standardisation
 from pipeline.targets import Targets
 from pipeline.training import Plan
-from stages.console import Display, counted, plain_time
+from stages.console import Display, counted, interval_words, number, plain_time
 
 _SHOWN_CLASSES = 30
 _PLAIN_SECONDS = 10.0
@@ -50,10 +50,9 @@ def show_task(
     per = "frame" if targets.per_frame else "video"
     labels = f", {counted(len(targets.labels), 'class', 'classes')}" if targets.labels else ""
     display.field("Target", f"{_KINDS[targets.kind]} per {per}{labels}")
-    display.field(
-        "Videos",
-        f"{len(lengths):,} with a target · {int(lengths.sum()):,} rows, {lengths.min():,} to {lengths.max():,}",
-    )
+    low, high = int(lengths.min()), int(lengths.max())
+    each = f"{low:,} each" if low == high else f"{low:,} to {high:,} a video"
+    display.field("Videos", f"{len(lengths):,} with a target · {int(lengths.sum()):,} rows, {each}")
     for note in (*targets.notes, *notes):
         display.field("Note", note)
     display.field("Split", how)
@@ -89,8 +88,8 @@ def show_plan(display: Display, plan: Plan, material: Material, *, resumed: bool
     heads = f"{len(material.sequences)} heads, " if len(material.sequences) > 1 else ""
     display.field("Head", f"{heads}{head_words(plan.head, plan.pca)} · {parameters:,} parameters")
     stop = f", stops after {fit.patience} without improvement" if fit.patience else ""
-    taken = {"all": "", "part": f", stretches of {plan.selection.amount:.0%} or more"}
-    frames = taken.get(plan.selection.rule, f", frames by {plan.selection.rule} {plan.selection.amount:g}")
+    chosen = plan.selection
+    frames = "" if chosen.rule == "all" else f", frames by {chosen.rule} {chosen.amount:g}"
     display.field(
         "Training",
         f"{fit.epochs} epochs{stop}, batches of {fit.batch_size}, {fit.optimizer} {fit.learning_rate:g}, "
@@ -105,7 +104,7 @@ def _parameters(plan: Plan, feature_shape: Sequence[int], outputs: int) -> int:
     with torch.device("meta"):
         channels = torch.zeros(feature_shape[0]) if len(feature_shape) == 3 else None
         width = plan.head.inputs.width(feature_shape[0])
-        components = None if plan.pca is None else torch.zeros(width, plan.pca)
+        components = None if plan.pca is None else torch.zeros(width, min(plan.pca, width))
         prepared = Standardisation(torch.zeros(width), torch.ones(width), components, channels, channels)
         head = Head(plan.head, feature_shape, outputs, prepared)
     return sum(parameter.numel() for parameter in head.parameters())
@@ -183,7 +182,7 @@ def show_results(display: Display, out: Path, results: Mapping[str, Any]) -> Non
     rows += [(known, said["score"], said["interval"]) for known, said in results["baselines"].items()]
     width = max(len(row[0]) for row in rows)
     for known, value, interval in rows:
-        display.line(f"  {known:<{width}}  {number(value)}  {interval_words(interval)}")
+        display.line(f"  {known:<{width}}  {number(value)}  {interval_words(interval)}".rstrip())
     if results["seeds_sd"] is not None:
         values = ", ".join(number(value) for value in results["seeds"])
         display.line(f"  ({len(results['seeds'])} seeds: {values}; sd {number(results['seeds_sd'])})")
@@ -196,6 +195,7 @@ def show_results(display: Display, out: Path, results: Mapping[str, Any]) -> Non
     cost = results["cost"]
     display.field("Took", f"{plain_time(cost['seconds'])}, {plain_time(cost['training_seconds'])} of it training")
     display.field("Run", f"{out}: predictions.csv, metrics.csv, curves.png, model.safetensors, …")
+    display.field("Next", f"framebank predict {shlex.quote(str(out))} VIDEO… labels new videos")
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
@@ -203,24 +203,13 @@ def _verdict(results: Mapping[str, Any]) -> str:
     difference, interval = results["difference"], results["difference_interval"]
     if difference is None:
         return "not defined on these videos"
-    what = f"{difference:+.3f} {interval_words(interval)} against {results['best_baseline']}"
+    how_sure = "" if interval is None else f" {interval_words(interval)}"
+    what = f"{difference:+.3f}{how_sure} against {results['best_baseline']}"
     lower = "" if higher_is_better(results["headline"]) else " (positive: smaller error)"
     if interval is None:
-        return f"{what}{lower}: too few videos to say more"
+        return f"{what}{lower}: too few held out for an interval; --folds tests every video"
     if interval[0] > 0:
         return f"{what}{lower}: the head adds something"
     if interval[1] < 0:
         return f"{what}{lower}: the baseline is better; the head adds nothing here"
     return f"{what}{lower}: the interval includes 0, so it is not shown that the head adds anything"
-
-
-def number(value: float | None) -> str:
-    """ "0.712", "12.4": three decimals, or three digits; "n/a"."""
-    if value is None or np.isnan(value):
-        return "n/a"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
-
-
-def interval_words(interval: Sequence[float] | None) -> str:
-    """ "[0.61, 0.79]"."""
-    return "" if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"

@@ -1,6 +1,7 @@
-"""The model bundle: written and read, calibrated, fused, and held against banks."""
+"""The model bundle: written and read, fused, and held against banks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,9 @@ from pipeline.bundles import (
     check_banks,
     decide,
     described,
-    fit_temperature,
-    fit_thresholds,
     load_bundle,
     save_bundle,
     score_bundle,
-    tempered,
 )
 from pipeline.errors import UserError
 from pipeline.heads import Head, HeadConfig
@@ -103,38 +101,13 @@ def test_svm_weights_survive(tmp_path: Path, sequences: Sequences) -> None:
     np.testing.assert_array_equal(load_bundle(tmp_path).svm, made.svm)
 
 
-def test_temperature_is_that_of_least_loss() -> None:
-    generator = np.random.default_rng(0)
-    logits = generator.normal(scale=2, size=(4000, 3))
-    target = np.array([generator.choice(3, p=row) for row in softmax(logits, axis=1)])
-    overconfident = softmax(3 * logits, axis=1).astype(np.float32)
-    assert fit_temperature("class", overconfident, target) == pytest.approx(3, rel=0.1)
-    np.testing.assert_allclose(tempered("class", overconfident, 3), softmax(logits, axis=1), atol=1e-3)
-    labels = (generator.random((4000, 2)) < 1 / (1 + np.exp(-logits[:, :2]))).astype(np.float32)
-    sure = (1 / (1 + np.exp(-3 * logits[:, :2]))).astype(np.float32)
-    assert fit_temperature("multilabel", sure, labels) == pytest.approx(3, rel=0.1)
-    np.testing.assert_allclose(tempered("multilabel", sure, 3), 1 / (1 + np.exp(-logits[:, :2])), atol=5e-3)
-    assert tempered("value", sure, 3) is sure
-
-
-def test_temperature_keeps_the_decision() -> None:
-    probability = np.random.default_rng(0).dirichlet(np.ones(5), 50).astype(np.float32)
-    for temperature in (0.2, 5):
-        assert (tempered("class", probability, temperature).argmax(1) == probability.argmax(1)).all()
-
-
-def test_thresholds_of_highest_f1() -> None:
-    probability = np.array([[0.1, 0.5], [0.2, 0.5], [0.3, 0.5], [0.35, 0.5]], np.float32)
-    target = np.array([[0, 0], [0, 0], [1, 0], [1, 0]])
-    found = fit_thresholds(probability, target)
-    assert ((probability[:, 0] >= found[0]) == target[:, 0].astype(bool)).all()
-    assert found[1] == 0.5, "a label that never occurs"
-    made = bundle(head(), thresholds=found)
-    labels = Bundle(
-        made.members, "multilabel", False, ("x", "y"), Objective("multilabel"), Selection(), thresholds=found
-    )
-    assert decide(labels, probability)[:, 0].tolist() == [0, 0, 1, 1]
-    assert decide(made, np.eye(3)).tolist() == [0, 1, 2]
+def test_decisions() -> None:
+    probability = np.array([[0.3, 0.6], [0.2, 0.4]])
+    several = replace(bundle(head()), kind="multilabel", labels=("x", "y"))
+    assert decide(several, probability).tolist() == [[0, 1], [0, 0]]
+    assert decide(replace(several, thresholds=np.array([0.25, 0.6])), probability).tolist() == [[1, 1], [0, 0]]
+    assert decide(bundle(head()), np.eye(3)).tolist() == [0, 1, 2]
+    assert decide(replace(several, kind="value"), probability[:, :1]).tolist() == [0.3, 0.2]
 
 
 def test_banks_that_were_made_otherwise(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import h5py
 import pandas as pd
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from pipeline.bank import Bank
 from pipeline.samples import make_samples
 from stages import demo
-from stages.console import counted, megabytes, plain_time
+from stages.cli import main
+from stages.console import counted, interval_words, megabytes, number, plain_time
 from tests.banks import fill
 from tests.commands import SETTINGS, extract, framebank
 
@@ -46,6 +48,21 @@ def test_help_lists_every_command_with_a_line() -> None:
         assert re.search(rf"^  {command} +\S", result.stdout, re.MULTILINE)
         assert framebank(command, "--help").exit_code == 0
     assert framebank("--version").stdout == f"framebank {version('framebank')}\n"
+
+
+def test_long_helps_are_in_sections_and_list_every_option_once() -> None:
+    for command, headings in (
+        ("train-head", ["Options", "Targets", "Held-out videos", "The head", "Training", "Optimiser"]),
+        ("extract", ["Options", "Data", "Network", "Frames"]),
+    ):
+        text = framebank(command, "--help").stdout
+        places = [text.index(f"\n{heading}:\n") for heading in headings]
+        assert places == sorted(places)
+        names = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE)
+        known = [param.opts[-1] for param in main.commands[command].params if isinstance(param, click.Option)]
+        assert sorted(names) == sorted([*known, "--help"])
+        columns = {len(line) - len(line.lstrip()) for line in text.splitlines() if line.startswith(" " * 8)}
+        assert len(columns) == 1, "the texts of all sections begin in one column"
 
 
 def test_the_module_is_the_command_too_and_starts_without_torch() -> None:
@@ -197,3 +214,12 @@ def test_numbers_for_people() -> None:
         "3 min 05 s",
         "7 h 10 min",
     ]
+    assert [number(value) for value in (0.71249, -0.5, 12.44, 1234.0, 2.5e9)] == [
+        "0.712",
+        "-0.500",
+        "12.4",
+        "1,234",
+        "2.5e+09",
+    ]
+    assert [number(None), number(float("nan")), interval_words(None)] == ["n/a", "n/a", ""]
+    assert interval_words((0.6104, 0.79)) == "[0.610, 0.790]"

@@ -1,7 +1,8 @@
 """Runs side by side: the figures that each wrote down, the best first, and a warning where they cannot be compared."""
 
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pipeline import runs
 from pipeline.errors import UserError
 from pipeline.heads import HeadConfig
+from pipeline.writing import write_json
 from stages.compare import CompareConfig, run
 
 
@@ -37,8 +39,8 @@ def finished(folder: Path, score: float, *, head: HeadConfig | None = None, shif
         "cost": {"seconds": 12.0},
         **changes,
     }
-    runs.write_json(folder / "config.json", config)
-    runs.write_json(folder / "results.json", results)
+    write_json(folder / "config.json", config)
+    write_json(folder / "results.json", results)
     rows = [(f"v{place}", str((place + shift) // 3 % 2), "test") for place in range(6)]
     rows += [(f"v{place}", str((place + shift) // 3 % 2 ^ 1), "train") for place in range(6)]
     pd.DataFrame(rows, columns=["id", "fold", "part"]).to_csv(folder / "splits.csv", index=False)
@@ -105,10 +107,25 @@ def test_a_single_run_and_undefined_intervals(tmp_path: Path, capsys: pytest.Cap
     changes = {"interval": None, "difference": None, "difference_interval": None, "seeds": [0.6, 0.8], "seeds_sd": 0.14}
     assert run(CompareConfig((finished(tmp_path / "one", 0.7, **changes),))) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert "0.700 ± 0.140" in lines[1]
-    assert "n/a" in lines[1]
-    assert "[" not in lines[1]
+    assert [line.split()[0] for line in lines][:2] == ["run", "bank"], "a line for each thing, not one wide row"
+    assert "score       0.700 ± 0.140" in lines
+    assert "difference  n/a" in lines
+    assert not any("[" in line for line in lines)
+
+
+def test_what_the_heads_share_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heads = {name: HeadConfig(cell=name, centre=True, norm="batch") for name in ("lstm", "gru")}
+    folders = [finished(tmp_path / name, 0.7, head=head) for name, head in heads.items()]
+    deeper = finished(tmp_path / "deeper", 0.6, head=replace(heads["lstm"], mlp=(8,)))
+    assert run(CompareConfig(tuple(folders))) == 0
+    out = capsys.readouterr().out
+    assert "head        centred, …, last state, batch norm\n" in out
+    assert re.search(r"lstm +LSTM 128$", out, re.MULTILINE)
+    assert run(CompareConfig((folders[0], deeper))) == 0
+    out = capsys.readouterr().out
+    assert "head        centred, LSTM 128, last state, batch norm, …\n" in out
+    assert re.search(r"lstm +- +0\.700", out)
+    assert re.search(r"deeper +MLP 8 +0\.600", out)
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:

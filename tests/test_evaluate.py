@@ -65,7 +65,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     bank = fill(folder / "bank.h5", names_of(0, 10), group=lambda name: name[-2])
-    made = trained(folder, bank, seeds=2, group_column="none")
+    made = trained(folder, bank, seeds=2, group_column="none", validation_share=0.2)
     torch.set_num_threads(threads)
     return made, bank
 

@@ -18,11 +18,13 @@ from torch import Tensor
 from pipeline import fitting
 from pipeline.bank import Bank
 from pipeline.errors import UserError
-from pipeline.fitting import FitConfig, Fitted, fit, score
+from pipeline.fitting import Fitted, fit
 from pipeline.heads import Head, HeadConfig
 from pipeline.inputs import expand
 from pipeline.layout import alone
 from pipeline.objectives import Objective, TargetRows
+from pipeline.optimisation import FitConfig
+from pipeline.scoring import score
 from pipeline.selection import Selection
 from pipeline.sequences import Sequences, load_sequences
 from pipeline.standardisation import statistics
@@ -162,7 +164,14 @@ def test_chunks_with_carried_state_against_a_plain_loop(inputs: dict[str, object
     head = head_of(3, steps=True, **inputs)
     plain = copy.deepcopy(head)
     config = FitConfig(
-        epochs=2, chunk_steps=chunk, optimizer="sgd", schedule="constant", learning_rate=0.5, momentum=0, weight_decay=0
+        epochs=2,
+        chunk_steps=chunk,
+        optimizer="sgd",
+        schedule="constant",
+        learning_rate=0.5,
+        momentum=0,
+        weight_decay=0,
+        warmup=0,
     )
     objective = Objective("class", per_frame=True)
     fit(head, sequences, targets, np.arange(2), NOBODY, objective, ALL, dataclasses.replace(config, clip_norm=None))

@@ -271,7 +271,7 @@ def test_maps_become_vectors(spatial):
         ({"layers": 0}, "layers is 0"),
         ({"projection": 0}, "projection is 0"),
         ({"mlp": (8, 0)}, "hidden layer 2 is 0"),
-        ({"deltas": (1, 0)}, "lag 2 of the deltas is 0; it must be at least 1"),
+        ({"deltas": (1, 0)}, "lag 2 of the deltas is 0; it must be from 1"),
         ({"changes": (-4,)}, "lag 1 of the changes is -4"),
         ({"changes": (4, 1, 4)}, "the lag 4 is given twice for the changes"),
         ({"input_dropout": 1.0}, "input dropout is 1; it is a share"),

@@ -20,10 +20,10 @@ PACKAGE_FILES = [path for path in FILES if path.parts[len(ROOT.parts)] != "tests
 ONLY_IN = {  # an outside world -> the files that may know it
     "h5py": {"pipeline/features.py"},
     "av": {"pipeline/frames.py", "pipeline/samples.py"},
-    "click": {"stages/cli.py", "stages/options.py"},
+    "click": {"stages/cli.py", "stages/options.py", "stages/head_options.py"},
     "sklearn": {
         "pipeline/baselines.py",
-        "pipeline/bundles.py",
+        "pipeline/calibration.py",
         "pipeline/metrics.py",
         "pipeline/splits.py",
         "pipeline/standardisation.py",
@@ -32,7 +32,7 @@ ONLY_IN = {  # an outside world -> the files that may know it
     "matplotlib": {"pipeline/figures.py"},
 }
 PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/demo.py"}
-SHARED_BY_STAGES = {"stages.console", "stages.options", "stages.summary", "stages.training_words"}
+SHARED_BY_STAGES = {f"stages.{name}" for name in ("console", "options", "head_options", "summary", "training_words")}
 
 
 def name(path: Path) -> str:
@@ -82,11 +82,24 @@ def test_a_file_opens_with_its_idea_and_is_short(path: Path) -> None:
     assert len(text.splitlines()) <= 500
 
 
+def mapped(package: object) -> list[str]:
+    """The modules that a package's map names, from top to bottom."""
+    return re.findall(r"^([a-z_]+) {2,}\S", package.__doc__ or "", re.MULTILINE)
+
+
 @pytest.mark.parametrize("package", [pipeline, stages], ids=lambda package: package.__name__)
 def test_map_names_every_module(package: object) -> None:
-    names = re.findall(r"^([a-z_]+) {2,}\S", package.__doc__ or "", re.MULTILINE)
+    names = mapped(package)
     modules = {path.stem for path in (ROOT / package.__name__).glob("*.py")} - {"__init__"}
     assert sorted(names) == sorted(modules | ({"stage"} if package is stages else set()))
+
+
+def test_imports_go_up_the_map() -> None:
+    above: set[str] = set()
+    for module in mapped(pipeline):
+        used = {dotted.split(".")[1] for dotted in imported(ROOT / f"pipeline/{module}.py") if "pipeline." in dotted}
+        assert used <= above, f"{module} imports from below: {used - above}"
+        above.add(module)
 
 
 @pytest.mark.parametrize("module", ["pipeline.videos", "pipeline.features"])

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.objectives import Objective, TargetRows, balanced_weights, target_rows
-from pipeline.targets import IGNORED, Targets
+from pipeline.segments import IGNORED
+from pipeline.targets import Targets
 from tests.heads import class_rows, packed_of, sequences_of
 
 LENGTHS = [3, 7, 1, 5]

@@ -20,7 +20,7 @@ def rates(config: FitConfig, per_epoch: int = 4) -> list[float]:
 
 def test_constant_and_warm_up() -> None:
     assert rates(FitConfig(epochs=2, schedule="constant")) == [1.0] * 8
-    warm = rates(FitConfig(epochs=2, schedule="constant", warmup_epochs=1))
+    warm = rates(FitConfig(epochs=2, schedule="constant", warmup=0.5))
     assert warm == [0.125, 0.375, 0.625, 0.875, 1, 1, 1, 1]
 
 
@@ -36,7 +36,7 @@ def test_cosine_falls_to_nothing_over_the_epochs() -> None:
         if step % 2 == 0:
             expected.append(scheduler.get_last_lr()[0])
     assert rates(FitConfig(epochs=5)) == pytest.approx(expected, abs=1e-9)
-    warm = rates(FitConfig(epochs=5, warmup_epochs=2))
+    warm = rates(FitConfig(epochs=5, warmup=0.4))
     assert max(warm) == warm[8]
     assert warm[7] == pytest.approx(7.5 / 8)
     assert warm[-1] < 0.01
@@ -115,7 +115,7 @@ def test_sgd_has_nesterovs_momentum() -> None:
         ({"weight_decay": -0.1}, "weight decay is -0.1"),
         ({"momentum": 1.0}, "momentum is 1"),
         ({"step_factor": 1.5}, "step factor is 1.5"),
-        ({"warmup_epochs": 60.0}, "the warm-up of 60 epochs leaves nothing of 60"),
+        ({"warmup": 1.0}, "the warm-up is 1; it is a share"),
         ({"seed": -1}, "the seed is -1"),
         ({"optimizer": "adam"}, "optimizer 'adam' is not known; choose from adamw, sgd"),
         ({"schedule": "linear"}, "constant, cosine, step, plateau"),

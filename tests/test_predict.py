@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.frames import Frame, read_frames
 from pipeline.heads import Head, HeadConfig
 from pipeline.objectives import Objective
+from pipeline.predictions import decide_steps
 from pipeline.sampling import Sampling
 from pipeline.segments import clocks
 from pipeline.selection import Selection
@@ -166,6 +167,15 @@ def test_short_segments_are_smoothed_away(made: tuple[Path, Path], tmp_path: Pat
     assert len(after) < len(before)
 
 
+def test_several_labels_are_smoothed_each_by_itself(made: tuple[Path, Path]) -> None:
+    bundle = bundle_of(made[1], kind="multilabel", per_frame=True, min_seconds=0.2)
+    held = np.array([[0.9, 0.1, 0], [0.9, 0.9, 0], [0.1, 0.9, 0], [0.9, 0.9, 0]])
+    seconds = np.arange(4) / 10
+    assert decide_steps(bundle, held, seconds).tolist() == [[1, 1, 0]] * 4
+    timeless = np.full(4, np.nan)  # nobody knows how long anything lasts
+    assert decide_steps(bundle, held, timeless).tolist() == (held > 0.5).astype(int).tolist()
+
+
 def test_frames_of_a_head_supervised_at_every_step(made: tuple[Path, Path], tmp_path: Path) -> None:
     data, bank = made
     bundle = bundle_of(bank, supervise="every-step", read="mean")
@@ -263,6 +273,29 @@ def test_heads_on_two_backbones(made: tuple[Path, Path], tmp_path: Path) -> None
     np.testing.assert_allclose(pd.read_csv(tmp_path / "p.csv").iloc[:, 2:], wanted, atol=1e-6)
 
 
+def test_heads_that_take_different_frames(made: tuple[Path, Path], tmp_path: Path) -> None:
+    data, bank = made
+    other = tmp_path / "other.h5"
+    assert extract(ExtractConfig(data=data, out=other, sampling=Sampling(stride=2), quiet=True, **BACKBONE)) == 0
+    bundle = bundle_of(bank, other, supervise="every-step", read="mean")
+    _, wanted = from_bank(bundle, bank, other)
+    run_folder = saved(tmp_path / "run", bundle)
+    assert run(PredictConfig(run_folder, (data,), csv=tmp_path / "p.csv", device="cpu")) == 0
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "p.csv").iloc[:, 2:], wanted, atol=1e-6)
+    with pytest.raises(UserError, match="leave out --frames"):
+        run(PredictConfig(run_folder, (data,), frames=tmp_path / "f.csv", device="cpu"))
+    run_folder = saved(tmp_path / "steps", bundle_of(bank, other, per_frame=True))
+    with pytest.raises(UserError, match="different frames of 4 of 4 videos"):
+        run(PredictConfig(run_folder, (data,), device="cpu"))
+
+
+def test_one_video_cannot_be_both_of_two_banks_made_alike(made: tuple[Path, Path], tmp_path: Path) -> None:
+    data, bank = made
+    run_folder = saved(tmp_path / "run", bundle_of(bank, bank))
+    with pytest.raises(UserError, match="made alike, of different files"):
+        run(PredictConfig(run_folder, (data,), device="cpu"))
+
+
 def test_weights_of_a_file_must_be_given_and_be_the_same(made: tuple[Path, Path], tmp_path: Path) -> None:
     data, _ = made
     files = []
@@ -325,7 +358,7 @@ def test_files_that_trained_the_head_are_remarked_on(
         digests = dict(zip(opened.catalog["id"], opened.catalog["digest"], strict=True))
     bundle = replace(bundle_of(bank), trained_on={"under/another/name": digests["clip1"]})
     assert run(PredictConfig(saved(tmp_path / "run", bundle), (data,), device="cpu")) == 0
-    assert "files that the head was trained on: 1, e.g. clip1" in capsys.readouterr().out
+    assert "the head was trained on 1 of these, e.g. clip1" in capsys.readouterr().out
 
 
 def test_an_interrupted_prediction_writes_nothing(

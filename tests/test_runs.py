@@ -1,6 +1,5 @@
 """The run folder: begun, gone on with, refused."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from pipeline import runs
 from pipeline.bank import Bank
 from pipeline.errors import UserError
+from pipeline.writing import write_json
 from tests.banks import bank_of, fill
 
 CONFIG = {"hidden": 8, "head": {"cell": "lstm"}}
@@ -21,7 +21,7 @@ def test_begun_gone_on_and_finished(tmp_path: Path) -> None:
     assert runs.begin(out, CONFIG, DATA) == runs.UNFINISHED
     with pytest.raises(UserError, match="has not finished"):
         runs.read_results(out)
-    runs.write_json(out / "results.json", {"score": 1})
+    write_json(out / "results.json", {"score": 1})
     assert runs.begin(out, CONFIG, DATA) == runs.FINISHED
     assert runs.read_results(out) == {"score": 1}
     assert runs.read_config(out)["config"] == CONFIG
@@ -70,18 +70,21 @@ def test_data_is_known_by_its_content(tmp_path: Path) -> None:
     assert identity()["banks"] != before["banks"]
 
 
-def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    runs.write_json(tmp_path / "x.json", {"a": [float("nan"), np.float32(1.5), np.int64(2)], "b": {"c": float("inf")}})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5, 2], "b": {"c": None}}
-
-
-def test_folders_of_folds(tmp_path: Path) -> None:
+def test_folders_of_folds_and_tables_of_seeds(tmp_path: Path) -> None:
     assert runs.fold_folder(tmp_path, 0, "3") == tmp_path / "folds" / "3"
     assert runs.fold_folder(tmp_path, 2, "3") == tmp_path / "folds" / "3-seed2"
+    assert runs.seed_file(tmp_path, "frames", 0) == tmp_path / "frames.csv"
+    assert runs.seed_file(tmp_path, "frames", 2) == tmp_path / "frames-seed2.csv"
 
 
-def test_a_bank_of_another_place_is_the_same_data(tmp_path: Path) -> None:
+def test_when_a_video_was_banked_does_not_matter(tmp_path: Path) -> None:
     videos = {"a/1": np.ones((3, 2)), "b/1": np.zeros((3, 2))}
-    one = bank_of(tmp_path / "one.h5", videos)
-    with Bank(one) as bank:
-        assert runs.data_identity([bank], {}) == runs.data_identity([bank], {})
+    moved = {video: {"source": f"/elsewhere/{video}.mp4", "mtime": 3} for video in videos}
+    paths = [bank_of(tmp_path / "one.h5", videos), bank_of(tmp_path / "other.h5", videos, moved)]
+    described = []
+    for path in paths:
+        with Bank(path) as bank:
+            (made,) = runs.data_identity([bank], {})["banks"]
+            assert made.pop("path") == str(path)
+            described.append(made)
+    assert described[0] == described[1]

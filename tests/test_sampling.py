@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.sampling import Sampling, choose, chooser
+from pipeline.sampling import Sampling, choose, chooser, nearest
 
 
 def times(count: int, fps: float, first: float = 0.0) -> np.ndarray:
@@ -107,3 +107,10 @@ def test_one_rule_has_one_description():
     assert Sampling().describe() == Sampling(stride=1).describe() == {"stride": 1}
     assert json.dumps(Sampling(fps=5).describe()) == json.dumps(Sampling(fps=5.0).describe()) == '{"fps": 5.0}'
     assert Sampling(frames=16).describe() == {"frames": 16}
+
+
+@given(st.sets(st.integers(0, 40), min_size=1), st.lists(st.integers(-5, 45)))
+def test_the_nearest_place_is_the_nearest_and_of_two_the_earlier(places, wanted):
+    rising = sorted(places)
+    found = nearest(np.array(rising), np.array(wanted, np.int64))
+    assert found.tolist() == [rising.index(min(rising, key=lambda place: (abs(place - one), place))) for one in wanted]

@@ -18,7 +18,7 @@ from pipeline import joined_banks, packing
 from pipeline.bank import Bank, create
 from pipeline.errors import UserError
 from pipeline.sealing import PartWriter
-from pipeline.sequences import Batch, Sequences, buckets, load_sequences
+from pipeline.sequences import Batch, Sequences, buckets, load_sequences, same_rows
 from tests.banks import config, embeddings, fill, row
 
 LENGTHS = {"a": 5, "b": 1, "c": 9, "d": 5, "e": 12}
@@ -377,3 +377,13 @@ def test_batches_on_a_gpu(bank, memory_bytes):
 def test_what_is_needed_only_at_times_is_loaded_only_then():
     code = "import sys, pipeline.standardisation; sys.exit(bool({'dask.array', 'sklearn'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_same_rows_are_so_many_at_the_same_times() -> None:
+    def timed(*seconds: list[float]) -> Sequences:
+        return Sequences(["a", "b"], [np.array(each) for each in seconds], torch.zeros(sum(map(len, seconds)), 2))
+
+    first = timed([0.0, 0.1], [0.0, np.nan])
+    assert [same_rows([first, timed([0.0, 0.1001], [0.0, np.nan])], video) for video in range(2)] == [True, True]
+    assert [same_rows([first, timed([0.0, 0.2], [0.0])], video) for video in range(2)] == [False, False]
+    assert not same_rows([first, first, timed([0.0, 0.1], [0.0, 0.1])], 1)

@@ -1,5 +1,6 @@
 """Splits: whole groups, classes in proportion, the same parts from the same seed, and refusals that say why."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -144,6 +145,15 @@ def test_leakage():
     ]
 
 
+def test_files_in_training_and_test():
+    folds = [Fold("1", ("a",), ("b",), ("c", "d")), Fold("2", ("c",), (), ("a",))]
+    digests = {"a": "1", "b": "2", "c": "2", "d": ""}
+    (line,) = splits.shared_files(folds, digests)
+    assert line.startswith("LEAKAGE: 1 of 3 test videos are of files that are in training too")
+    assert "e.g. c and b" in line
+    assert splits.shared_files(folds, {"a": "1", "b": "", "c": "2", "d": ""}) == []
+
+
 def test_preflight_table():
     ids = ["a1", "a2", "a3", "b1", "b2", "b3"]
     strata = {video: "walk" if video < "b" else "10_run" for video in ids}
@@ -153,10 +163,10 @@ def test_preflight_table():
         Fold("2", ("a3", "b2", "b3"), (), ("a1", "a2", "b1")),
     ]
     assert splits.preflight(strata, groups, folds) == [
-        " class videos groups train validation test",
-        "10_run      3      3   1-2          0  1-2",
-        "  walk      3      2   1-2          0  1-2",
-        "   all      6      3     3          0    3",
+        "class   videos  groups  train  validation  test",
+        "10_run       3       3    1-2           0   1-2",
+        "walk         3       2    1-2           0   1-2",
+        "all          6       3      3           0     3",
     ]
     assert "groups" not in splits.preflight(strata, None, folds)[0]
 
@@ -233,6 +243,10 @@ def test_files_there_and_back(tmp_path):
     splits.write_splits(path, folds)
     assert path.read_text().splitlines()[:2] == ["id,fold,part", f"{folds[0].train[0]},1,train"]
     assert splits.read_splits(path, ids) == (folds, [])
+    listed, _ = splits.read_splits(path)
+    assert [[*map(set, parts(fold))] for fold in listed] == [[*map(set, parts(fold))] for fold in folds]
+    path.write_text(path.read_text().replace(",", ";"))  # as a spreadsheet may save it
+    assert splits.read_splits(path, ids) == (folds, [])
     read, notes = splits.read_splits(path, [*ids[1:], "new"])
     assert notes == [
         f"ids of {path} that the bank does not have: 1, e.g. {ids[0]}",
@@ -256,6 +270,8 @@ def test_files_that_are_refused(tmp_path):
     refused("id,fold,part\na,1,train\n", "leaves fold '1' no video to test on")
     refused("id,fold,part\na,1,train,5\n,\n,,,,,,\n", "could not be read as a CSV of splits")
     refused("", "could not be read as a CSV of splits")
+    for name in ("all", "1-seed1", "../1", "a/b", "", ".", "1."):  # each would be the folder of something else
+        refused(f"id,fold,part\na,{name},train\nb,{name},test\n", f"a fold cannot be called {re.escape(repr(name))}")
     with pytest.raises(UserError, match="could not be read"):
         splits.read_splits(tmp_path / "none.csv", ["a"])
     (tmp_path / "splits.csv").write_text("id,fold,part\nnan,x,Train\na,x,VAL\nb,x,test\n")

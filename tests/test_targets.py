@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.bank import Bank
 from pipeline.errors import UserError
-from pipeline.segments import Clock, clocks
-from pipeline.targets import IGNORED, Targets, from_catalog, from_csv, from_frame_values, from_segments
+from pipeline.segments import IGNORED, Clock, clocks
+from pipeline.targets import Targets, from_catalog, from_csv, from_frame_values, from_segments
 
 HERE = {"a": 10, "b": 10, "c": 10}
 

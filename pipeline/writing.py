@@ -1,0 +1,47 @@
+"""Files written whole or not at all: whoever reads one sees the old content or the new."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in one step. OSError leaves the one that was there. Links and devices are written through."""
+    if path.is_symlink() or (
+        path.exists() and not path.is_file()
+    ):  # replacing /dev/stdout would take it from everybody
+        path.write_bytes(content)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one step; numbers that are not finite become null."""
+    replace_file(path, (json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and value - value != 0 else value
+
+
+def write_csv(path: Path, rows: pd.DataFrame) -> None:
+    """Write a table as CSV in one step."""
+    replace_file(path, rows.to_csv(index=False).encode("utf-8", "surrogatepass"))
