@@ -265,7 +265,7 @@ def test_the_best_epoch_is_kept_and_waiting_ends() -> None:
     opposite[40:] = 1 - opposite[40:]  # the better it learns, the worse it validates
     targets = targets._replace(values=opposite)
     train, validation = np.arange(40), np.arange(40, 60)
-    config = FitConfig(epochs=30, schedule="constant", learning_rate=1e-2, patience=4)
+    config = FitConfig(epochs=30, schedule="constant", warmup=0, learning_rate=1e-2, patience=4)
     fitted = fit(head_of(), sequences, targets, train, validation, CLASS, ALL, config)
     losses = [row["validation_loss"] for row in fitted.history]
     assert len(losses) < 30

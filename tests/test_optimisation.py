@@ -19,7 +19,7 @@ def rates(config: FitConfig, per_epoch: int = 4) -> list[float]:
 
 
 def test_constant_and_warm_up() -> None:
-    assert rates(FitConfig(epochs=2, schedule="constant")) == [1.0] * 8
+    assert rates(FitConfig(epochs=2, schedule="constant", warmup=0)) == [1.0] * 8
     warm = rates(FitConfig(epochs=2, schedule="constant", warmup=0.5))
     assert warm == [0.125, 0.375, 0.625, 0.875, 1, 1, 1, 1]
 
@@ -35,7 +35,7 @@ def test_cosine_falls_to_nothing_over_the_epochs() -> None:
         scheduler.step()
         if step % 2 == 0:
             expected.append(scheduler.get_last_lr()[0])
-    assert rates(FitConfig(epochs=5)) == pytest.approx(expected, abs=1e-9)
+    assert rates(FitConfig(epochs=5, warmup=0)) == pytest.approx(expected, abs=1e-9)
     warm = rates(FitConfig(epochs=5, warmup=0.4))
     assert max(warm) == warm[8]
     assert warm[7] == pytest.approx(7.5 / 8)

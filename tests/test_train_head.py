@@ -374,9 +374,19 @@ def test_groups_of_some_rows_are_missing(tmp_path: Path, run: Path) -> None:
 
 
 def test_defaults_of_the_command_are_those_of_the_configs(ordered: Path, run: Path) -> None:
+    from pipeline.optimisation import FitConfig
     from stages.train_head import TrainHeadConfig
 
-    framebank("train-head", ordered, "--out", run)
+    framebank("train-head", ordered, "--out", run, "--epochs", 2)
     asked = json.loads((run / "config.json").read_text())["config"]
-    plain = json.loads(json.dumps(TrainHeadConfig((ordered,), run, pca=0).resolved()))
+    plain = json.loads(
+        json.dumps(TrainHeadConfig((ordered,), run, pca=0, epochs=2, fit=FitConfig(epochs=2)).resolved())
+    )
     assert asked == plain
+
+
+def test_few_videos_are_gone_over_more_often(ordered: Path, run: Path) -> None:
+    framebank("train-head", ordered, "--out", run, "--hidden", 2)
+    asked = json.loads((run / "config.json").read_text())["config"]
+    assert asked["epochs"] == asked["fit"]["epochs"] == 120  # 32 training videos make 2 steps an epoch, 240 are wanted
+    assert pd.read_csv(run / "metrics.csv")["epoch"].max() == 120
