@@ -139,6 +139,7 @@ def compare_with_baselines(
         "difference": value - values[best] if up else values[best] - value,
         "difference_interval": paired(first, second, groups, count).ends,
         "resampled": "videos" if groups is None else "groups",
+        "units": count if groups is None else len(set(groups)),
     }
 
 

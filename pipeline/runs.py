@@ -11,7 +11,7 @@ model.*           the bundle (`pipeline.bundles`); folds/ holds those that score
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from pipeline.writing import write_json
 
 FORMAT, SCHEMA = "framebank run", 1
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
+MADE = ("model.safetensors", "model.json", "results.json")  # what no finished run lacks
+_RESULTS = {"task", "headline", "score", "metrics", "baselines", "folds"}
 _LIBRARIES = ("framebank", "torch", "numpy", "scikit-learn", "h5py")
 
 
@@ -55,7 +57,7 @@ def begin(out: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
             raise UserError(
                 f"{out} was run on other data: {_what_differs(found['data'], asked['data'])}. Give another --out."
             )
-        return FINISHED if (out / "results.json").exists() else UNFINISHED
+        return FINISHED if all((out / name).exists() for name in MADE) else UNFINISHED
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and is no run; give another --out.")
     out.mkdir(parents=True, exist_ok=True)
@@ -96,23 +98,25 @@ def _digest(path: Path) -> str:
 
 def read_config(run: Path) -> dict[str, Any]:
     """config.json of a run. UserError if the folder holds no run."""
-    return _read(run, "config.json", "`framebank train-head --out` makes one")
+    return _read(run, "config.json", "`framebank train-head --out` makes one", {"format", "schema"})
 
 
 def read_results(run: Path) -> dict[str, Any]:
     """results.json of a finished run. UserError if there is none."""
     read_config(run)
-    return _read(run, "results.json", "give the same command again to finish it")
+    return _read(run, "results.json", "give the same command again to finish it", _RESULTS)
 
 
-def _read(run: Path, name: str, remedy: str) -> dict[str, Any]:
+def _read(run: Path, name: str, remedy: str, needed: Set[str]) -> dict[str, Any]:
     try:
         content = json.loads((run / name).read_text("utf-8"))
     except FileNotFoundError:
         what = "is no run" if name == "config.json" else "is a run that has not finished"
         raise UserError(f"{run} {what}: it has no {name}; {remedy}.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{run / name} cannot be read: {error}.") from None
+        raise UserError(f"{run / name} cannot be read ({error}); restore it, or train with another --out.") from None
+    if not isinstance(content, dict) or not needed <= content.keys():
+        raise UserError(f"{run / name} is damaged; restore it, or train with another --out.")
     if name == "config.json" and (content.get("format"), content.get("schema")) != (FORMAT, SCHEMA):
         raise UserError(f"{run / name} is not of this version's format; train again with another --out.")
     return content

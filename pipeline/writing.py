@@ -2,11 +2,32 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from pipeline.errors import UserError
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
+    """Refuse files to write, by their options, before any work is done for them.
+
+    Raises:
+        UserError: a folder, a file in a folder that is not there, one file for two options, or a file of `inputs`.
+    """
+    read = {path.resolve() for path in inputs}
+    taken: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise UserError(f"{path} cannot be written: {'it is' if path.is_dir() else 'its folder is not'} a folder.")
+        if path.resolve() in read:
+            raise UserError(f"{option} {path} would be written over what is read; give another name.")
+        if (path.is_file() or not path.exists()) and (other := taken.setdefault(path.resolve(), option)) != option:
+            raise UserError(f"{other} and {option} are one file, {path}; give each a name of its own.")
 
 
 def replace_file(path: Path, content: bytes) -> None:

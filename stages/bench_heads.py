@@ -34,7 +34,7 @@ from pipeline.selection import Selection
 from pipeline.sequences import Sequences, buckets, load_sequences
 from pipeline.sources import source_path
 from pipeline.targets import from_catalog
-from pipeline.writing import write_json
+from pipeline.writing import check_outputs, write_json
 from stages.console import Display, counted
 
 OK = 0
@@ -77,6 +77,7 @@ def run(config: BenchHeadsConfig) -> int:
         UserError: no such bank, no labels in it, or no source video to measure the CNN on.
     """
     display = Display()
+    check_outputs({"--json": config.json}, [config.bank])
     device = choose_device(config.device)
     with Bank(config.bank) as bank:
         known = from_catalog(bank.catalog)

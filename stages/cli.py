@@ -167,6 +167,12 @@ def evaluate(**options: Any) -> None:
 @click.option("--json", type=DATA, metavar="FILE", help="The same as JSON, with what could not be read.")
 @click.option("--frames", type=DATA, metavar="FILE", help="Write a row per frame, with its time.")
 @click.option("--segments", type=DATA, metavar="FILE", help="Write id, start, end, label of predicted segments.")
+@click.option(
+    "--min-seconds",
+    type=Real(min=0),
+    metavar="X",
+    help="Shorter segments join their neighbours.  [default: as in training]",
+)
 @click.option("--all-files", is_flag=True, help="Try every file, whatever its suffix.")
 @click.option("--image-fps", type=Real(min=0, min_open=True), metavar="N", help="Rate of image folders.")
 @click.option("--allow-partial", is_flag=True, help="Predict from what decodes of broken videos.")

@@ -11,7 +11,7 @@ from pipeline import runs, splits
 from pipeline.errors import UserError
 from pipeline.heads import HeadConfig
 from pipeline.metrics import higher_is_better
-from pipeline.writing import write_csv, write_json
+from pipeline.writing import check_outputs, write_csv, write_json
 from stages.console import Display, interval_words, number, plain_time
 from stages.training_words import head_words
 
@@ -38,6 +38,8 @@ def run(config: CompareConfig) -> int:
         UserError: a folder holds no finished run.
     """
     display = Display()
+    made = [folder / name for folder in config.runs for name in runs.MADE]
+    check_outputs({"--csv": config.csv, "--json": config.json}, made)
     rows = [_row(folder) for folder in config.runs]
     warnings = _warnings(config.runs, rows)
     if not warnings:

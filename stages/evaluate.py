@@ -19,7 +19,7 @@ from pipeline.held_out import hold_out
 from pipeline.results import HeldOut, Task, class_table, joined, metrics_of, score_rows
 from pipeline.splits import PARTS, Fold
 from pipeline.targets import as_asked
-from pipeline.writing import write_json
+from pipeline.writing import check_outputs, write_json
 from stages.console import Display, counted, interval_words, number
 
 OK, DIFFERENT = 0, 1
@@ -77,6 +77,7 @@ def run(config: EvaluateConfig) -> int:
     device = choose_device(config.device)
     with ExitStack() as stack:
         paths = config.banks or rescoring.banks_of(finished.config, config.run)
+        check_outputs({"--json": config.json}, [*paths, *(config.run / name for name in runs.MADE)])
         banks = [stack.enter_context(Bank(path)) for path in paths]
         own = not config.banks or rescoring.is_own(finished.config, banks, finished.tested)
         for note in check_banks(load_bundle(config.run), banks):
@@ -154,7 +155,10 @@ def _recorded(finished: _Run, seed: int) -> tuple[pd.DataFrame, pd.DataFrame | N
                 pd.read_csv(path, dtype=text, keep_default_na=False, encoding_errors="surrogatepass", na_values=[])
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}; train the run again.") from None
+            said = str(error).splitlines()[0]
+            raise UserError(f"{path} cannot be read ({said}); restore it, or train with another --out.") from None
+        if "id" not in tables[-1].columns:
+            raise UserError(f"{path} has no column id; restore it, or train with another --out.")
     return tables[0], tables[1] if finished.task.per_frame else None
 
 

@@ -7,7 +7,7 @@ trained on. A loaded backbone whose recipe is another is refused: the head would
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pipeline.predictions import Predictions, predict
 from pipeline.sources import source_text
 from pipeline.targets import SEPARATOR
 from pipeline.videos import find_videos
-from pipeline.writing import write_csv, write_json
+from pipeline.writing import check_outputs, write_csv, write_json
 from stages.console import Display, counted, sampling_words
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
@@ -42,6 +42,7 @@ class PredictConfig:
     json: Path | None = None
     frames: Path | None = None
     segments: Path | None = None
+    min_seconds: float | None = None
     weights: tuple[str, ...] = ()
     all_files: bool = False
     image_fps: float | None = None
@@ -63,8 +64,12 @@ def run(config: PredictConfig) -> int:
     """
     display = Display(quiet=config.quiet)
     bundle = load_bundle(config.run)
+    if config.min_seconds is not None:
+        bundle = replace(bundle, min_seconds=config.min_seconds)
     _check_outputs(config, bundle)
     found, notes = _find(config)
+    outputs = {"--csv": config.csv, "--json": config.json, "--frames": config.frames, "--segments": config.segments}
+    check_outputs(outputs, [*config.videos, *map(Path, found["path"]), *map(Path, config.weights)])
     display.field("Found", counted(len(found), "video"))
     device = choose_device(config.device)
     with tempfile.TemporaryDirectory(prefix="framebank-") as folder:
@@ -98,7 +103,7 @@ def run(config: PredictConfig) -> int:
 
 
 def _check_outputs(config: PredictConfig, bundle: Bundle) -> None:
-    """UserError now rather than after the backbone has run: for what the head cannot give or nobody can write."""
+    """UserError now rather than after the backbone has run: for what the head cannot give."""
     every_step = bundle.objective.steps
     if config.frames is not None and not every_step:
         raise UserError(
@@ -110,9 +115,8 @@ def _check_outputs(config: PredictConfig, bundle: Bundle) -> None:
         raise UserError(
             f"The head in {config.run} was trained with {what}, so it predicts no segments; leave --segments out."
         )
-    for path in (config.csv, config.json, config.frames, config.segments):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise UserError(f"{path} cannot be written: {'it is' if path.is_dir() else 'its folder is not'} a folder.")
+    if config.min_seconds is not None and (not bundle.per_frame or bundle.kind == "value"):
+        raise UserError(f"The head in {config.run} predicts no segments that --min-seconds could smooth; leave it out.")
 
 
 def _find(config: PredictConfig) -> tuple[pd.DataFrame, list[str]]:

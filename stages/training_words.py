@@ -23,6 +23,7 @@ from stages.console import Display, counted, interval_words, number, plain_time
 
 _SHOWN_CLASSES = 30
 _PLAIN_SECONDS = 10.0
+_FEW_UNITS = 10  # resampling fewer says little about others
 _NAMES = {
     "accuracy": "accuracy",
     "frame_accuracy": "frame accuracy",
@@ -176,13 +177,16 @@ def show_results(display: Display, out: Path, results: Mapping[str, Any]) -> Non
     """The headline beside the baselines, the difference and what it means, and where everything lies."""
     name = results["headline"]
     display.line()
-    unit = "groups" if results["resampled"] == "groups" else "videos"
-    display.line(f"{_NAMES[name].capitalize()} on held-out videos (95 % interval: bootstrap of {unit})")
+    unit, units = results["resampled"], results["units"]
+    few = ", too few to lean on it" if units < _FEW_UNITS else ""
+    display.line(f"{_NAMES[name].capitalize()} on held-out videos (95 % interval: bootstrap of {units} {unit}{few})")
     rows = [("this head", results["score"], results["interval"])]
     rows += [(known, said["score"], said["interval"]) for known, said in results["baselines"].items()]
     width = max(len(row[0]) for row in rows)
     for known, value, interval in rows:
         display.line(f"  {known:<{width}}  {number(value)}  {interval_words(interval)}".rstrip())
+    if results["score"] == 1 and name in ("accuracy", "frame_accuracy"):
+        display.line(f"  (no error among {units} {unit} still allows a rate of up to {3 / units:.0%}: rule of three)")
     if results["seeds_sd"] is not None:
         values = ", ".join(number(value) for value in results["seeds"])
         display.line(f"  ({len(results['seeds'])} seeds: {values}; sd {number(results['seeds_sd'])})")
@@ -211,5 +215,6 @@ def _verdict(results: Mapping[str, Any]) -> str:
     if interval[0] > 0:
         return f"{what}{lower}: the head adds something"
     if interval[1] < 0:
-        return f"{what}{lower}: the baseline is better; the head adds nothing here"
+        advice = " What it knows is scenery: try --no-centre." if results["best_baseline"].endswith(" on mean") else ""
+        return f"{what}{lower}: the baseline is better; the head adds nothing here.{advice}"
     return f"{what}{lower}: the interval includes 0, so it is not shown that the head adds anything"

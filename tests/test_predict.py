@@ -165,6 +165,16 @@ def test_short_segments_are_smoothed_away(made: tuple[Path, Path], tmp_path: Pat
     alone = after.groupby("id")["id"].transform("size") == 1
     assert ((after["end"] - after["start"] >= 0.35 - 1e-6) | alone).all()
     assert len(after) < len(before)
+    asked = PredictConfig(tmp_path / "rough", (data,), segments=tmp_path / "a.csv", min_seconds=0.35, device="cpu")
+    assert run(asked) == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "s.csv").read_text(), "as if trained with it"
+
+
+def test_smoothing_what_has_no_segments_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
+    data, bank = made
+    config = PredictConfig(saved(tmp_path / "run", bundle_of(bank)), (data,), min_seconds=1, device="cpu")
+    with pytest.raises(UserError, match="no segments that --min-seconds could smooth"):
+        run(config)
 
 
 def test_several_labels_are_smoothed_each_by_itself(made: tuple[Path, Path]) -> None:
