@@ -66,7 +66,7 @@ def confusion_matrix(path: Path, counts: np.ndarray, labels: Sequence[str], *, t
     axes.tick_params(which="minor", length=0)
     axes.set_xlabel("predicted", fontsize=11)
     axes.set_ylabel("true (number)", fontsize=11)
-    legend = "text: count · colour: share of the true class, white 0 to dark blue 1"
+    legend = "colour: share of the true class"
     axes.set_title(f"{_text(title, 80)}\n{legend}" if title else legend, fontsize=9, loc="left", parse_math=False)
     _save(figure, path)
 

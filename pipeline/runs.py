@@ -28,7 +28,7 @@ from pipeline.writing import write_json
 FORMAT, SCHEMA = "framebank run", 1
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
 MADE = ("model.safetensors", "model.json", "results.json")  # what no finished run lacks
-_RESULTS = {"task", "headline", "score", "metrics", "baselines", "folds"}
+RESULTS = {"task", "headline", "score", "metrics", "baselines", "folds"}
 _LIBRARIES = ("framebank", "torch", "numpy", "scikit-learn", "h5py")
 
 
@@ -98,13 +98,13 @@ def _digest(path: Path) -> str:
 
 def read_config(run: Path) -> dict[str, Any]:
     """config.json of a run. UserError if the folder holds no run."""
-    return _read(run, "config.json", "`framebank train-head --out` makes one", {"format", "schema"})
+    return _read(run, "config.json", "`framebank train-head --out` makes one", {"format"})
 
 
 def read_results(run: Path) -> dict[str, Any]:
     """results.json of a finished run. UserError if there is none."""
     read_config(run)
-    return _read(run, "results.json", "give the same command again to finish it", _RESULTS)
+    return _read(run, "results.json", "give the same command again to finish it", RESULTS)
 
 
 def _read(run: Path, name: str, remedy: str, needed: Set[str]) -> dict[str, Any]:

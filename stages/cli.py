@@ -63,8 +63,25 @@ class _Group(click.Group):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise _Refusal(f"{where}{error.strerror or error}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            raise _Refusal(
+                "There is not enough memory for this. Ask for smaller batches (--batch-size, --max-steps) or a smaller "
+                "head (--hidden, --layers, --mlp)."
+            ) from error
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """torch has a type for a full GPU, and for full main memory only words."""
+    words = ("can't allocate memory", "Storage size calculation overflowed")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(each in str(error) for each in words)
+    )
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -216,7 +233,7 @@ def bench() -> None:
 @click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Of each loop, in turn.")
 @click.option("--hidden", type=click.IntRange(min=1), default=256, show_default=True, help="Units of the LSTM.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Videos per step.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads.")
 @click.option("--cnn-videos", type=click.IntRange(min=0), default=0, show_default=True, help="Run the CNN on so many.")
 @click.option("--weights", multiple=True, metavar="FILE", help="The CNN's checkpoint, if the bank's was a file.")
 @click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON.")

@@ -165,21 +165,8 @@ def run(config: TrainHeadConfig) -> int:
         torch.set_num_threads(1)
         try:
             return _run(config)
-        except (MemoryError, RuntimeError) as error:
-            if not _lacks_memory(error):
-                raise
-            raise UserError(
-                "There is not enough memory for this. Choose a smaller head (--hidden, --layers, --mlp, --pca) or "
-                "smaller batches (--batch-size, --max-steps)."
-            ) from error
         finally:
             torch.set_num_threads(threads)
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """torch says so of a GPU by a type of its own, of the CPU only in words."""
-    said = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said or "overflowed" in said
 
 
 def _run(config: TrainHeadConfig) -> int:

@@ -208,3 +208,11 @@ def test_no_warning_where_an_optimum_is_not_reached(monkeypatch):
         for name in NAMES["class", False]:
             fit_and_score(name, "class", False, train, test, 0, outputs=3)
     assert caught == []
+
+
+def test_few_videos_of_many_classes_bring_no_warning():
+    features = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    target = np.repeat(np.arange(8), 2)
+    pooled = Pooled(target, np.arange(16).astype(str), features, np.abs(features), features)
+    for name in NAMES["class", False]:
+        assert fit_and_score(name, "class", False, pooled, pooled, 0, outputs=8).shape == (16, 8)

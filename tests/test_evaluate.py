@@ -278,3 +278,14 @@ def test_a_run_that_has_not_finished(copied: Path, tmp_path: Path) -> None:
         run(EvaluateConfig(copied))
     with pytest.raises(UserError, match="is no run"):
         run(EvaluateConfig(tmp_path))
+
+
+def test_a_table_that_is_no_table_any_more(copied: Path) -> None:
+    (copied / "predictions.csv").write_text("{}")
+    with pytest.raises(UserError, match="has no column id"):
+        run(EvaluateConfig(copied, device="cpu"))
+
+
+def test_the_scores_are_not_written_over_the_run(copied: Path) -> None:
+    with pytest.raises(UserError, match="over what is read"):
+        run(EvaluateConfig(copied, json=copied / "results.json", device="cpu"))

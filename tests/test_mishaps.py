@@ -19,7 +19,7 @@ from pipeline.checkpoints import load_checkpoint
 from pipeline.errors import UserError, VideoError
 from pipeline.image_folders import read_image
 from pipeline.lock import hold
-from tests.banks import fill
+from tests.banks import bank_of, fill, in_order
 from tests.clips import make_clip
 from tests.commands import SETTINGS, extract, framebank
 
@@ -198,3 +198,34 @@ def test_a_checkpoint_that_holds_itself(tmp_path: Path) -> None:
     torch.save(endless, tmp_path / "w.pth")
     with pytest.raises(UserError):
         load_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, name: str) -> None:
+    bank = bank_of(tmp_path / "bank.h5", in_order(12))
+    asked = ("train-head", bank, "--out", tmp_path / "run", "--device", "cpu", "-q", "--epochs")
+    training = subprocess.Popen(
+        [sys.executable, "-m", "stages.cli", *map(str, asked), "100000"],
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).resolve().parent.parent,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "splits.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    training.send_signal(getattr(signal, name))
+    said = training.communicate(timeout=60)[1]
+    assert (training.returncode, said) == (130, b"Interrupted. The same command goes on.\n")
+    assert framebank(*asked, "100001").exit_code == 2  # another run than the one that is begun
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), UserError("?")):
+
+        def run(_config: object, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr("stages.compare.run", run)
+        done = framebank("compare", tmp_path)
+        assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+        assert ("not enough memory" in done.stderr) != isinstance(error, UserError)

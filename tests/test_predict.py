@@ -246,6 +246,18 @@ def test_files_of_one_name_are_told_apart_and_one_named_twice_counts_once(
     assert len({video["id"] for video in said}) == 3
 
 
+def test_a_table_is_never_written_over_a_video(made: tuple[Path, Path], tmp_path: Path) -> None:
+    data, bank = made
+    shutil.copytree(data, tmp_path / "copy")
+    before = (tmp_path / "copy" / "clip0.mp4").read_bytes()
+    asked = PredictConfig(saved(tmp_path / "run", bundle_of(bank)), (tmp_path / "copy",), device="cpu")
+    with pytest.raises(UserError, match="over what is read"):
+        run(replace(asked, csv=tmp_path / "copy" / "clip0.mp4"))
+    with pytest.raises(UserError, match="one file"):
+        run(replace(asked, csv=tmp_path / "p", json=tmp_path / "p"))
+    assert (tmp_path / "copy" / "clip0.mp4").read_bytes() == before
+
+
 def test_two_videos_under_one_id_are_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
     data, bank = made
     for number in range(2):

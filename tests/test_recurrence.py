@@ -188,3 +188,23 @@ def test_the_forget_gate_begins_open():
             parameter.zero_()
         one.bias_ih.copy_(torch.tensor([-50.0, 50.0, 0.0, 0.0]))
     assert one(torch.zeros(1, 1), (torch.zeros(1, 1), torch.full((1, 1), 7.0)))[1].item() == pytest.approx(7)
+
+
+@pytest.mark.parametrize("lengths", [(3, 1, 7, 12), (5, 5, 5), (1,), (1, 1), (9, 9, 2, 2, 2)])
+@pytest.mark.parametrize("settings", [{}, {"layers": 2, "bidirectional": True}], ids=str)
+def test_rectangles_are_what_torch_s_packed_lstm_is(lengths, settings):
+    made = make(**settings)
+    layers, directions = made.cell.num_layers, 1 + made.cell.bidirectional
+    generator = torch.Generator().manual_seed(2)
+    rows = [torch.randn(length, FEATURES, generator=generator, requires_grad=True) for length in lengths]
+    begin = tuple(torch.randn(layers * directions, len(lengths), HIDDEN, generator=generator) for _ in range(2))
+    for state in (None, begin):
+        results = []
+        for run in (made, made.cell):
+            packed = pack_sequence(rows, enforce_sorted=False)
+            states, ends = run(packed, state)
+            loss = (states.data.cos().sum() + sum((end**2).sum() for end in ends)) / 10
+            grads = torch.autograd.grad(loss, [*made.parameters(), *rows])
+            results.append((states.data, *ends, *grads))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

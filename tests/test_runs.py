@@ -1,5 +1,6 @@
 """The run folder: begun, gone on with, refused."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ def test_begun_gone_on_and_finished(tmp_path: Path) -> None:
     assert runs.begin(out, CONFIG, DATA) == runs.UNFINISHED
     with pytest.raises(UserError, match="has not finished"):
         runs.read_results(out)
-    write_json(out / "results.json", {"score": 1})
+    write_json(out / "results.json", dict.fromkeys(runs.RESULTS, 1))
+    assert runs.begin(out, CONFIG, DATA) == runs.UNFINISHED  # without its model; the same command makes that again
+    for name in runs.MADE[:2]:
+        (out / name).touch()
     assert runs.begin(out, CONFIG, DATA) == runs.FINISHED
-    assert runs.read_results(out) == {"score": 1}
+    assert runs.read_results(out)["score"] == 1
     assert runs.read_config(out)["config"] == CONFIG
     assert {"framebank", "torch", "python"} <= runs.read_config(out)["versions"].keys()
 
@@ -88,3 +92,23 @@ def test_when_a_video_was_banked_does_not_matter(tmp_path: Path) -> None:
             assert made.pop("path") == str(path)
             described.append(made)
     assert described[0] == described[1]
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "null", "{}", "5", ""])
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+def test_damaged_files_of_a_run(name: str, content: str, tmp_path: Path) -> None:
+    runs.begin(tmp_path / "run", CONFIG, DATA)
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} (is damaged|cannot be read)"):
+        runs.read_results(tmp_path / "run")
+
+
+def test_only_label_files_of_a_folder_are_read(tmp_path: Path) -> None:
+    fill(tmp_path / "bank.h5", {"a/1": 3})
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("x\n")
+    with Bank(tmp_path / "bank.h5") as bank:
+        before = runs.data_identity([bank], {"segments": tmp_path / "labels"})
+        os.mkfifo(tmp_path / "labels" / "pipe.csv")  # whoever reads it waits for ever
+        (tmp_path / "labels" / "a.mp4").write_bytes(b"a long video")
+        assert runs.data_identity([bank], {"segments": tmp_path / "labels"}) == before

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.heads import Head, HeadConfig
 from pipeline.objectives import Objective
 from pipeline.scoring import evaluate, score
@@ -97,3 +98,11 @@ def test_the_loss_is_the_mean_over_targets() -> None:
     known = targets.known[wanted]
     chances = probability[known, np.array(labels)[wanted][known]]
     assert loss == pytest.approx(float(-np.log(chances).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["class", "multilabel", "value"])
+def test_predictions_that_are_no_numbers_stop_with_advice(kind: str) -> None:
+    head = head_of(pool="mean")
+    torch.nn.init.constant_(head.classifier[-1].weight, float("inf"))
+    with pytest.raises(UserError, match="lower learning rate"):
+        score(head, sequences_of(LENGTHS), np.arange(5), Objective(kind), Selection())

@@ -207,3 +207,10 @@ def test_more_components_than_there_can_be(pca, videos, most):
         statistics(sequences_of(correlated()), np.array(videos), pca=pca)
     with pytest.raises(UserError, match=r"25 .* 24 inputs \(made of 6 features\).* from 1 to 24"):
         statistics(sequences_of(correlated()), TRAIN, EVERYTHING, pca=25)
+
+
+def test_features_that_float32_cannot_compute_with():
+    with pytest.raises(UserError, match="too large"):
+        statistics(
+            sequences_of([np.sign(video) * np.float32(3e38) for video in correlated()]), TRAIN, Inputs(deltas=(1,))
+        )

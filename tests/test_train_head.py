@@ -305,6 +305,21 @@ def test_two_banks_that_take_different_frames(tmp_path: Path, run: Path) -> None
         (["--monitor", "beauty", "--validation-share", "0.2"], "beauty"),
         (["--amp", "--device", "cpu"], "GPU"),
         (["--mlp", "a"], "widths"),
+        (["--validation-share", "nan"], "finite"),
+        (["--hidden", "99999999999"], "hidden units"),
+        (["--deltas", "99999999999999999999"], "lag"),
+        (["--pca", "99999999999999999999"], "principal components"),
+        (["--learning-rate", "1e10"], "lower learning rate"),
+        (["--monitor", "macro_f1"], "--validation-share"),
+        (["--group-column", "codec"], "empty"),
+        (["--split-column", "codec"], "no video to train"),
+        # Options that would change nothing are most likely mistaken for others.
+        (["--pool", "mean", "--supervise", "growing"], "pools nothing"),
+        (["--read", "mean"], "every-step"),
+        (["--momentum", "0.5"], "sgd"),
+        (["--step-epochs", "3"], "plateau"),
+        (["--chunk-steps", "9"], "--segments"),
+        (["--folds", "3", "--test-share", "0.3"], "decides the parts"),
     ],
 )
 def test_what_cannot_be_done_is_refused(arguments: list[str], said: str, ordered: Path, run: Path) -> None:
@@ -332,6 +347,14 @@ def test_banks_that_cannot_be_trained_on(tmp_path: Path, run: Path) -> None:
     assert "cannot be read" in done.stderr
     done = train(tmp_path / "missing.h5", run)
     assert done.exit_code == 2
+    fill(tmp_path / "failures.h5", {}, failures={"b/2": "broken"})
+    done = train(tmp_path / "failures.h5", run)
+    assert (done.exit_code, "holds no video" in done.stderr) == (2, True)
+    other = bank_of(tmp_path / "other.h5", {f"x{video}": rows for video, rows in videos.items()})
+    done = train(lonely, run, other)
+    assert (done.exit_code, "No video is in all banks" in done.stderr) == (2, True)
+    done = train(lonely, run, lonely)
+    assert (done.exit_code, "given twice" in done.stderr) == (2, True)
     assert not run.exists()
 
 

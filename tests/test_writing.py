@@ -1,13 +1,15 @@
 """Files that are written whole or not at all."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.writing import replace_file, write_csv, write_json
+from pipeline.errors import UserError
+from pipeline.writing import check_outputs, replace_file, write_csv, write_json
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
@@ -32,3 +34,31 @@ def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, mo
         replace_file(tmp_path / "x", b"new and longer")
     assert (tmp_path / "x").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    replace_file(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")  # as /dev/stdout may be
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    replace_file(tmp_path / "pipe", b"through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+
+
+def test_outputs_that_would_cost_something(tmp_path: Path) -> None:
+    video = tmp_path / "a.mp4"
+    video.touch()
+    check_outputs({"--csv": tmp_path / "x.csv", "--json": tmp_path / "x.json", "--frames": None}, [video])
+    check_outputs({"--csv": Path(os.devnull), "--json": Path(os.devnull)})
+    with pytest.raises(UserError, match=r"--csv .*a\.mp4 would be written over what is read"):
+        check_outputs({"--csv": tmp_path / ".." / tmp_path.name / "a.mp4"}, [video])
+    with pytest.raises(UserError, match="--csv and --json are one file"):
+        check_outputs({"--csv": tmp_path / "x", "--json": tmp_path / "x"})
+    with pytest.raises(UserError, match="it is a folder"):
+        check_outputs({"--csv": tmp_path})
+    with pytest.raises(UserError, match="its folder is not a folder"):
+        check_outputs({"--csv": tmp_path / "none" / "x"})
