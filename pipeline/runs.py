@@ -28,7 +28,7 @@ from pipeline.writing import write_json
 FORMAT, SCHEMA = "framebank run", 1
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
 MADE = ("model.safetensors", "model.json", "results.json")  # what no finished run lacks
-RESULTS = {"task", "headline", "score", "metrics", "baselines", "folds"}
+RESULTS = {"task", "headline", "score", "baselines"}  # and what its results hold at least
 _LIBRARIES = ("framebank", "torch", "numpy", "scikit-learn", "h5py")
 
 
@@ -47,7 +47,7 @@ def begin(out: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         UserError: the folder holds another run, or something else.
     """
     asked = json.loads(json.dumps({"config": config, "data": data}))
-    if (out / "config.json").exists():
+    if (out / "config.json").exists() and not _nothing_made(out):
         found = read_config(out)
         if changed := list(differences(found["config"], asked["config"], ("that run", "now"))):
             raise UserError(
@@ -58,12 +58,18 @@ def begin(out: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
                 f"{out} was run on other data: {_what_differs(found['data'], asked['data'])}. Give another --out."
             )
         return FINISHED if all((out / name).exists() for name in MADE) else UNFINISHED
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _nothing_made(out):
         raise UserError(f"{out} is there and is no run; give another --out.")
     out.mkdir(parents=True, exist_ok=True)
     versions = {name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()}
     write_json(out / "config.json", {"format": FORMAT, "schema": SCHEMA, **asked, "versions": versions})
     return NEW
+
+
+def _nothing_made(out: Path) -> bool:
+    """Whether a folder holds a run that was begun and stopped, by a mistake in its options, say, before any work."""
+    files = {path.name for path in out.rglob("*") if path.is_file()} if out.is_dir() else set()
+    return "config.json" in files and files <= {"config.json", "splits.csv"} and bool(read_config(out))
 
 
 def _what_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -79,7 +85,7 @@ def data_identity(banks: list[Bank], files: Mapping[str, Path | None]) -> dict[s
     """
     described = []
     for bank in banks:
-        shown = bank.catalog.drop(columns=["banked", "source", "mtime"])
+        shown = bank.catalog.drop(columns=["banked", "source", "mtime"]).sort_values("id")  # packing may reorder
         digest = hashlib.sha256(shown.to_csv(index=False).encode("utf-8", "surrogatepass")).hexdigest()
         described.append(
             {"path": source_text(str(bank.path.absolute())), "fingerprint": bank.fingerprint, "catalog": digest}

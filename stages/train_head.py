@@ -230,6 +230,7 @@ def _run(config: TrainHeadConfig) -> int:
         for note in said:
             display.field("Note", note)
         _finish(display, config, plan, material, folds, history)
+        runs.begin(config.out, config.resolved(), identity)  # refuses what another command has made of it meanwhile
         groups = None if material.groups is None else [material.groups[video] for video in held[0].ids]
         results = {
             "task": asdict(task),

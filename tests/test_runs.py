@@ -19,6 +19,10 @@ DATA = {"banks": [{"path": "/a.h5", "fingerprint": "f"}], "files": {}}
 def test_begun_gone_on_and_finished(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
     assert runs.begin(out, CONFIG, DATA) == runs.NEW
+    assert runs.begin(out, {"hidden": 9}, DATA) == runs.NEW, "nothing came of it yet, so another may begin"
+    assert runs.begin(out, CONFIG, DATA) == runs.NEW
+    (out / "folds" / "1").mkdir(parents=True)
+    (out / "folds" / "1" / "checkpoint-0.pt").touch()
     assert runs.begin(out, CONFIG, DATA) == runs.UNFINISHED
     with pytest.raises(UserError, match="has not finished"):
         runs.read_results(out)
@@ -34,6 +38,7 @@ def test_begun_gone_on_and_finished(tmp_path: Path) -> None:
 
 def test_another_run_is_refused_with_both_values(tmp_path: Path) -> None:
     runs.begin(tmp_path / "run", CONFIG, DATA)
+    (tmp_path / "run" / "metrics.csv").touch()
     with pytest.raises(UserError, match=r"head.cell is lstm \(that run\) and gru \(now\)"):
         runs.begin(tmp_path / "run", {**CONFIG, "head": {"cell": "gru"}}, DATA)
     with pytest.raises(UserError, match="other data"):
