@@ -19,6 +19,7 @@ from pipeline.checkpoints import load_checkpoint
 from pipeline.errors import UserError, VideoError
 from pipeline.image_folders import read_image
 from pipeline.lock import hold
+from pipeline.runs import read_config
 from tests.banks import bank_of, fill, in_order
 from tests.clips import make_clip
 from tests.commands import SETTINGS, extract, framebank
