@@ -46,7 +46,7 @@ segment_metrics  edit score and segmental F1
 metrics        scores of predictions, by the field's names
 optimisation   how a head is trained: optimiser, learning rate over time, clipping
 epochs         one epoch laid out: which rows each step of the optimiser sees
-checkpointing  a training's state on disk, whole or not at all
+training_state  a training's state on disk, whole or not at all
 fitting        head, sequences, targets -> the best epoch's weights
 calibration    probabilities that mean what they say: a temperature, a threshold per label
 bundles        heads and all that turns their outputs into predictions, as safetensors and JSON

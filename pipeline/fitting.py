@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pipeline.checkpointing import load_checkpoint, save_checkpoint
 from pipeline.epochs import Portion, portions_of
 from pipeline.errors import UserError
 from pipeline.heads import Carry, Head
@@ -32,6 +31,7 @@ from pipeline.optimisation import FitConfig, optimizer_of, rate_of, take_step
 from pipeline.scoring import Scores, evaluate, reading, rows_at_once
 from pipeline.selection import Selection
 from pipeline.sequences import Batch, Sequences
+from pipeline.training_state import load_checkpoint, save_checkpoint
 
 CHECKPOINT_SECONDS = 5.0  # at most so much work is lost, and an epoch
 _ADVICE = "try a lower learning rate or clipping by norm, and look for odd features and targets"

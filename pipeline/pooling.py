@@ -5,6 +5,7 @@ summaries of two consecutive pieces, and `finish` what is left into a vector. A 
 way, without a merge. All of it in float32, whatever the precision of the states.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -20,7 +21,7 @@ Summary = tuple[Tensor, ...]  # of B sequences, each (B, H) or (B, 1); what they
 BESIDE = "+"  # between the names of pools that are taken side by side
 
 
-class Pool(nn.Module):
+class Pool(nn.Module, ABC):
     """States (n, H) of B packed sequences -> (B, `width`), in the order in which the sequences were packed."""
 
     kept: int  # tensors in a summary
@@ -37,16 +38,17 @@ class Pool(nn.Module):
         """What is kept of one piece of B sequences, each of at least one step."""
         return self._summarise(states.data.float(), layout(states))
 
+    @abstractmethod
     def merge(self, earlier: Summary, later: Summary) -> Summary:
         """The summary of two consecutive pieces, as if they had been one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, summary: Summary) -> Tensor:
         """The pooled vectors (B, `width`) float32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _summarise(self, data: Tensor, place: Layout) -> Summary:
-        raise NotImplementedError
+        """What `summarise` keeps of float32 states (n, H)."""
 
 
 class Last(Pool):
