@@ -1,6 +1,7 @@
 """What the data is at each step. Data moves one way, in the order of this map: a file imports only from files above it.
 
 errors         how framebank says no: to a command, or to one video
+ranks          one training over several processes: what all of them add up, and who writes
 ids            a video's name in the bank: its path below the data root, escaped where need be
 samples        a small set of real videos whose classes differ in temporal order alone
 sampling       which frames: stride, rate, uniform (index arithmetic only)
@@ -12,7 +13,11 @@ videos         folder, manifest or single file -> table of videos: id, path, lab
 sources        what a source file was when it was banked: has it changed since?
 checkpoints    a weights file -> state dict, without executing anything
 preprocessing  a frame -> the network's input, bit for bit as its weights' own transforms
+augmentation   random changes of a clip, the same for all of its frames
 backbone       a name -> frozen CNN cut at a layer, its preprocessing and feature shape
+blocks         the pieces of a backbone that a person would name, in order, and how deep they lie
+unfreezing     which pieces of a backbone train, from which epoch on, at which learning rate; the rest is frozen
+halves         a backbone -> the part before what trains, and the part from there on
 encoder        full batches of prepared frames -> embeddings, on any device and precision
 features       one HDF5 file of banked videos: schema, writer, reader; the only file that imports h5py
 lock           one holder at a time, by a file with a heartbeat
@@ -22,6 +27,7 @@ packing        parts -> one self-contained bank file; merge and remove
 engine         frames of many videos -> full batches -> embeddings, overlapped
 resuming       which videos still need banking, and whether the bank was made the same way
 extraction     a table of videos -> sealed parts: what making a bank and predicting have in common
+prefix_bank    what the frozen part of a network gives for every frame, banked at the boundary
 
 writing        files written whole or not at all: JSON, CSV
 tables         CSV files that people bring, read as text with their lines
@@ -32,19 +38,23 @@ splits         which videos train, which choose and which are scored
 selection      which rows of a banked video a head sees, in training and in testing
 joined_banks   one bank or several read side by side
 sequences      the videos of a bank in memory or streamed, as packed batches
+video_frames   the frames of banked videos, decoded when they are asked for, as sequences
 layout         where each video's rows lie in a packed sequence
 inputs         the rows that a head reads: less their mean, beside their changes
 standardisation  what centres, scales and projects them: statistics of the training videos
 recurrence     the LSTM or GRU over packed rows, its dropped weights and its first weights
 pooling        one vector for a whole sequence, of its true steps alone
 heads          packed feature rows -> a prediction per video or per step
+video_model    backbone and head as one module: packed frames -> what the head makes of them
 long_sequences  one long video through a head, in bounded memory
 objectives     targets aligned with batches, the loss on them, outputs -> predictions
 scoring        a head -> its predictions of videos, long ones in chunks, crops averaged
+joining        was anything lost in joining backbone and head? beside the head on its bank
 bootstrap      how sure a score is: intervals that resample whole groups
 segment_metrics  edit score and segmental F1
 metrics        scores of predictions, by the field's names
 optimisation   how a head is trained: optimiser, learning rate over time, clipping
+learning       what is learnt from a bank, and how, as a run keeps it
 epochs         one epoch laid out: which rows each step of the optimiser sees
 training_state  a training's state on disk, whole or not at all
 fitting        head, sequences, targets -> the best epoch's weights
@@ -53,11 +63,14 @@ bundles        heads and all that turns their outputs into predictions, as safet
 predictions    predictions as tables: per video and per frame
 alike          new videos banked exactly as the head's bank was
 material       what heads are trained from: sequences, targets, classes, groups
+folds          the folds of a run, however they were asked for
 runs           the folder of a run
 training       one fold -> a trained, calibrated bundle
+finetuning     one fold, end to end: a head and its backbone -> both trained together
 baselines      what does without order: majority, last frame, pooled features
 results        held-out predictions -> scores, intervals, differences, tables
 held_out       what heads and baselines say of the test part of a fold
 rescoring      a finished run's heads once more, on its own or other banks
+starting_point  what fine-tuning starts from: a finished run, or a bank and new heads
 figures        confusion matrix, learning curves and scatter as PNG
 """

@@ -1,13 +1,14 @@
 """Banking new videos exactly as another bank was made: its recipe read back into a loaded backbone, and checked.
 
 Weights that have a name are loaded by it, random ones drawn again from their seed; those that came from a file must be
-given again. What is loaded must have the recipe of that bank, tensor for tensor (`weights_sha256`): anything else would
-give numbers that mean something else. Only the compute precision and the stored type may differ, which is said.
+given again, and those that were trained with the head lie beside it. What is loaded must have the recipe of that bank,
+tensor for tensor (`weights_sha256`): anything else would give numbers that mean something else. Only the compute
+precision and the stored type may differ, which is said.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 
 from pipeline import bank as banks
 from pipeline.backbone import Backbone, load_backbone
-from pipeline.bundles import Bundle, check_recipe
+from pipeline.bank import Bank
+from pipeline.bundles import Bundle, check_recipe, load_bundle
 from pipeline.encoder import choose_batch_size, choose_precision
 from pipeline.engine import Progress, ReadOptions
 from pipeline.errors import UserError
@@ -52,7 +54,7 @@ def load_alike(bundle: Bundle, weights: Sequence[str], *, device: torch.device, 
     Args:
         bundle: the bundle.
         weights: checkpoint files, or names of weights: one for every recipe, or one for every recipe that was made with
-            a checkpoint file, in order.
+            a checkpoint file, in order. None for a bundle that has its own.
         device: where they will run.
         precision: the compute precision; "auto" is that of the recipe.
 
@@ -68,20 +70,49 @@ def load_alike(bundle: Bundle, weights: Sequence[str], *, device: torch.device, 
             "say). A new video is only one of these, so nothing can be predicted. Bank both kinds, and give the banks "
             "to `framebank evaluate`."
         )
-    result = []
-    for (fingerprint, made), given in zip(wanted.items(), _shared_out(weights, list(wanted.values())), strict=True):
-        recipe = made["recipe"]
-        backbone = _load(made, given)
-        now = recipe_of(
-            backbone,
-            Sampling(**recipe["sampling"]),
-            crop=recipe["crop"],
-            precision=choose_precision(precision, device, recipe["precision"]),
-            store=recipe["store"],
-        )
-        notes = check_recipe(recipe, now, f"{backbone.name} {backbone.weights}")
-        result.append(Alike(fingerprint, made, backbone, now, notes))
-    return result
+    if bundle.weights is not None:
+        if weights:
+            raise UserError(
+                f"The backbone was trained with this head, and {bundle.weights} holds what came of it: with other "
+                "weights the head would read numbers that it does not know. Leave --weights out."
+            )
+        backbones = [load_own(bundle)]
+    else:
+        shared_out = _shared_out(weights, list(wanted.values()))
+        backbones = [_load(made, given) for made, given in zip(wanted.values(), shared_out, strict=True)]
+    return [
+        _alike(fingerprint, made, backbone, device, precision)
+        for (fingerprint, made), backbone in zip(wanted.items(), backbones, strict=True)
+    ]
+
+
+def load_backbone_of(bank: Bank, weights: Sequence[str], *, device: torch.device, precision: str = "auto") -> Alike:
+    """The backbone that made a bank.
+
+    Args:
+        bank: the bank.
+        weights: the checkpoint file, if they came from one; none otherwise.
+        device, precision: as in `load_alike`.
+
+    Raises:
+        UserError: as `load_alike`.
+    """
+    (given,) = _shared_out(weights, [bank.config])
+    return _alike(bank.fingerprint, bank.config, _load(bank.config, given), device, precision)
+
+
+def _alike(
+    fingerprint: str, made: Mapping[str, Any], backbone: Backbone, device: torch.device, precision: str
+) -> Alike:
+    recipe = made["recipe"]
+    now = recipe_of(
+        backbone,
+        Sampling(**recipe["sampling"]),
+        crop=recipe["crop"],
+        precision=choose_precision(precision, device, recipe["precision"]),
+        store=recipe["store"],
+    )
+    return Alike(fingerprint, made, backbone, now, check_recipe(recipe, now, f"{backbone.name} {backbone.weights}"))
 
 
 def _shared_out(given: Sequence[str], wanted: Sequence[Mapping[str, Any]]) -> list[str | None]:
@@ -104,20 +135,75 @@ def _shared_out(given: Sequence[str], wanted: Sequence[Mapping[str, Any]]) -> li
     )
 
 
+def load_own(bundle: Bundle) -> Backbone:
+    """The backbone that was trained with a bundle's head, cut as its recipe says; "file:FOLDER" are its weights.
+
+    Raises:
+        UserError: its weights cannot be read, or are of another model.
+    """
+    assert bundle.weights is not None
+    [made] = [bank["config"] for member in bundle.members for bank in member.banks]
+    return replace(_load(made, str(bundle.weights)), weights=own_label(bundle.weights))
+
+
+def own_label(weights: Path) -> str:
+    """What a bank says of the weights of a fine-tuned run: their file has the same name in every run."""
+    return f"file:{weights.resolve().parent.name}"
+
+
+def own_settings(folder: Path) -> dict[str, Any]:
+    """What banking videos with the backbone of a fine-tuned run takes, by the names of the options of `extract`.
+
+    Args:
+        folder: of the run, or of one of its folds.
+
+    Returns:
+        backbone, weights (the file), layer, preset, image_size, fit, crop and sampling.
+
+    Raises:
+        UserError: no finished run, or one whose backbone was not trained.
+    """
+    bundle = load_bundle(folder)
+    read = [bank["config"] for member in bundle.members for bank in member.banks]
+    if bundle.weights is None:
+        used = list(
+            dict.fromkeys(f"--backbone {made['recipe']['backbone']} {_option(made['weights'])}" for made in read)
+        )
+        raise UserError(
+            f"{folder} is a run of train-head, whose backbone stayed as it was; give the weights that its bank was "
+            f"made with: {', or '.join(used)}."
+        )
+    [made] = read
+    recipe = made["recipe"]
+    return {
+        "backbone": recipe["backbone"],
+        "weights": str(bundle.weights),
+        **_cut(made),
+        "crop": recipe["crop"],
+        "sampling": Sampling(**recipe["sampling"]),
+    }
+
+
+def _option(weights: str) -> str:
+    """What a bank says of its weights as options of `extract`."""
+    if drawn := _RANDOM.fullmatch(weights):
+        return f"--weights random --seed {drawn[1]}"
+    return f"--weights {weights.removeprefix('file:')}"
+
+
 def _load(made: Mapping[str, Any], given: str | None) -> Backbone:
     """The backbone of a bank's config, with the weights that are given or by the name that the config has for them."""
-    recipe, weights, seed = made["recipe"], given or made["weights"], 0
+    weights, seed = given or made["weights"], 0
     if drawn := _RANDOM.fullmatch(weights):
         weights, seed = "random", int(drawn[1])
-    return load_backbone(
-        recipe["backbone"],
-        weights=weights,
-        layer=recipe["layer"],
-        preset=made["preset"],
-        image_size=recipe["preprocessing"]["crop"],
-        fit=recipe["preprocessing"]["fit"],
-        seed=seed,
-    )
+    return load_backbone(made["recipe"]["backbone"], weights=weights, **_cut(made), seed=seed)
+
+
+def _cut(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a backbone is cut and what it is shown, as arguments of `load_backbone`."""
+    recipe = made["recipe"]
+    shown = recipe["preprocessing"]
+    return {"layer": recipe["layer"], "preset": made["preset"], "image_size": shown["crop"], "fit": shown["fit"]}
 
 
 def bank_alike(
@@ -150,4 +236,4 @@ def bank_alike(
     size = choose_batch_size(batch_size, device, alike.made["compute"])
     encoding = make_encoding(alike.backbone, alike.recipe, options, device, size, "")
     banks.create(out, encoding.recorded)
-    return embed(out, videos, encoding, Progress(), on_progress=on_progress, on_stop=lambda: None)
+    return embed(out, videos, encoding, Progress(), on_progress=on_progress, on_note=lambda _: None)

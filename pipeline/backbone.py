@@ -6,9 +6,14 @@ height and width. The default is the input of the last Linear, before its dropou
 (ResNet-50: `flatten`, 2048), the second fully connected layer after its ReLU for VGG and AlexNet (4096). Where
 the classifier is convolutional (SqueezeNet) it is the input of its last convolution, averaged.
 
-What shape. A layer gives (N, D), or (N, C, H, W); anything else (a vision transformer's tokens) is refused. Maps
-that a model keeps as (N, H, W, C), as Swin does, are turned to (N, C, H, W): images are square, so of three sizes
-the two equal ones are height and width.
+What shape. A layer gives (N, D), or (N, C, H, W); anything else is refused. Maps that a model keeps as (N, H, W, C),
+as Swin does, are turned to (N, C, H, W): images are square, so of three sizes the two equal ones are height and
+width. A vision transformer's tokens (N, L, D) become a map of one column, (N, D, L, 1): averaged, they are the mean
+of all tokens, the class token among them.
+
+What is computed. The nodes that the layer depends on in the graph for evaluation, and nothing else: not the other
+branches, and not the assertions of image sizes. The module has no other graph, so `train()` does not change what it
+computes but through the modules in it.
 
 Which tensors. Named weights are downloaded once to where torchvision looks for them, checked against the SHA-256 in
 their name each time; a checkpoint file is read by `pipeline.checkpoints`; random weights are torchvision's own
@@ -31,7 +36,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models import WeightsEnum, get_model
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -45,6 +50,9 @@ OPTIONS = {
     "inception_v3": {"transform_input": True, "aux_logits": True, "init_weights": False},
 }
 FIXED_SIZE = ("vit_", "maxvit_")  # position embeddings of one image size
+NODE_NAME = "torchvision"  # in `meta` of a graph's nodes: the name by which `layer` means this node
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_TRACED = "_tensor_constant"  # how torch.fx names the constants that it makes
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +65,8 @@ class Backbone:
     sha256: str  # of the tensors that the layer needs, as loaded: another classifier does not change it
     preprocessing: Preprocessing
     feature_shape: tuple[int, ...]  # (D,) or (C, H, W)
-    module: nn.Module  # normalised (N, 3, S, S) float32 -> (N, *feature_shape); evaluation mode, no gradients
+    containers: frozenset[str]  # modules that only hold others in a row (see `_is_container`), which tracing forgets
+    module: "FeatureExtractor"  # normalised (N, 3, S, S) float32 -> (N, *feature_shape); evaluation, no gradients
 
 
 def load_backbone(
@@ -83,14 +92,12 @@ def load_backbone(
             f"{preprocessing.crop}×{preprocessing.crop}; leave --image-size out"
         )
     model = _build(name, own_size, seed)
-    nodes = _nodes(model)
+    whole, nodes = _traced(model)
     classifier, default = _classifier(model, nodes)
     layer = layer or default
-    net = _cut(name, model, layer, nodes)
+    net = _cut(name, whole, layer, nodes)
     module, feature_shape = _shaped(name, layer, net, preprocessing, own_size)
-    own = model.state_dict().keys()
-    # Without the constants that tracing made: they are the architecture's, not the weights'.
-    needed = {key: tensor for key, tensor in net.state_dict().items() if key in own}
+    needed = named_tensors(net)
 
     entry = named_weights(name, weights)
     if weights == "random":
@@ -98,7 +105,7 @@ def load_backbone(
     else:
         path = Path(weights) if entry is None else _downloaded(name, entry)
         label = f"file:{path.name}" if entry is None else entry.name
-        _load(name, path, needed, known=own, classifier=classifier)
+        _load(name, path, needed, known=model.state_dict().keys(), classifier=classifier)
     return Backbone(
         name=name,
         layer=layer,
@@ -106,6 +113,7 @@ def load_backbone(
         sha256=tensors_sha256(needed),
         preprocessing=preprocessing,
         feature_shape=feature_shape,
+        containers=frozenset(key for key, part in model.named_modules() if _is_container(part)),
         module=module,
     )
 
@@ -113,18 +121,68 @@ def load_backbone(
 class FeatureExtractor(nn.Module):
     """The cut model: (N, 3, S, S) -> (N, D) or (N, C, H, W)."""
 
-    def __init__(self, net: nn.Module, *, channels_last: bool, average: bool) -> None:
-        """`net` returns {"features": (N, D), (N, C, H, W) or, when `channels_last`, (N, H, W, C)}."""
+    def __init__(self, net: fx.GraphModule, *, layout: str, average: bool) -> None:
+        """`net` returns {"features": what `as_maps` takes in this `layout`}."""
         super().__init__()
         self.net = net
-        self.channels_last = channels_last
+        self.layout = layout
         self.average = average
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.net(images)["features"]
-        if self.channels_last:
-            features = features.permute(0, 3, 1, 2)
+        features = as_maps(self.net(images)["features"], self.layout)
         return features.mean(dim=(2, 3)) if self.average else features
+
+
+def layout_of(shape: tuple[int, ...]) -> str | None:
+    """How a layer's tensor is laid out, by its shape: one of those of `as_maps`, or None where it is none of them."""
+    if len(shape) == 4 and shape[1] == shape[2] != shape[3]:
+        return "channels last"
+    return {2: "vectors", 3: "tokens", 4: "channels first"}.get(len(shape))
+
+
+def as_maps(features: Tensor, layout: str) -> Tensor:
+    """As the model keeps them -> as a backbone gives them.
+
+    Channels last (N, H, W, C) -> (N, C, H, W); tokens (N, L, D) -> (N, D, L, 1); the others as they are.
+    """
+    if layout == "channels last":
+        return features.permute(0, 3, 1, 2)
+    return features.mT.unsqueeze(3) if layout == "tokens" else features
+
+
+def from_maps(features: Tensor, layout: str) -> Tensor:
+    """The inverse of `as_maps`, in contiguous memory where it moved anything."""
+    if layout == "channels last":
+        return features.permute(0, 2, 3, 1).contiguous()
+    return features.squeeze(3).mT.contiguous() if layout == "tokens" else features
+
+
+def part_of(net: fx.GraphModule, last: fx.Node, first: fx.Node | None = None) -> fx.GraphModule:
+    """What computes node `last` of a net, from the images or from the value of node `first`; it shares the tensors.
+
+    Returns:
+        a module from that input to {"features": the value of `last`}, in evaluation mode.
+    """
+    needed, todo = {first}, [last]
+    while todo:
+        node = todo.pop()
+        if node not in needed:
+            needed.add(node)
+            todo.extend(node.all_input_nodes)
+    graph, copies = fx.Graph(), {}
+    for node in net.graph.nodes:
+        if node is first:
+            copies[node] = graph.placeholder("activations")
+        elif node in needed or (first is None and node.op == "placeholder"):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output({"features": copies[last]})
+    return fx.GraphModule(net, graph).eval()
+
+
+def named_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """A cut model's tensors by torchvision's names, without the constants that tracing made: they are the
+    architecture's, not the weights'."""
+    return {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(_TRACED)}
 
 
 def _build(name: str, own_size: int, seed: int) -> nn.Module:
@@ -138,10 +196,30 @@ def _build(name: str, own_size: int, seed: int) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _nodes(model: nn.Module) -> list[str]:
-    """Names of the graph's nodes in order of execution, those that exist in training and in evaluation."""
+def _traced(model: nn.Module) -> tuple[fx.GraphModule, list[str]]:
+    """The whole model's graph in evaluation mode, and the names of its nodes in order of execution.
+
+    Only nodes that exist in training and in evaluation have names; the graph's have theirs in `meta` as well.
+    """
     in_training, in_evaluation = get_graph_node_names(model, suppress_diff_warning=True)
-    return [node for node in in_evaluation if node in set(in_training)]
+    nodes = [node for node in in_evaluation if node in set(in_training)]
+    traced = create_feature_extractor(
+        model, train_return_nodes=nodes[-1:], eval_return_nodes=in_evaluation, suppress_diff_warning=True
+    )
+    whole = fx.GraphModule(traced, traced.eval_graph)
+    by_name: Any = whole.graph.output_node().args[0]
+    for name in nodes:
+        by_name[name].meta[NODE_NAME] = name
+    return whole, nodes
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Whether a module is nothing but others in a row: a plain Sequential, list or dictionary, or a Sequential of
+    another name (RegNet's stages) of modules that have parts themselves (so not a convolution with its norm)."""
+    children = [child for child in module.children() if next(child.parameters(), None) is not None]
+    return type(module) in _CONTAINERS or (
+        isinstance(module, nn.Sequential) and all(next(child.children(), None) is not None for child in children)
+    )
 
 
 def _classifier(model: nn.Module, nodes: list[str]) -> tuple[str, str]:
@@ -158,7 +236,7 @@ def _classifier(model: nn.Module, nodes: list[str]) -> tuple[str, str]:
     return nodes[last].partition(".")[0], nodes[before] + ("" if linears else ":mean")
 
 
-def _cut(name: str, model: nn.Module, layer: str, nodes: list[str]) -> nn.Module:
+def _cut(name: str, whole: fx.GraphModule, layer: str, nodes: list[str]) -> fx.GraphModule:
     """The model up to a layer, sharing the model's tensors. UserError: no such node."""
     node = layer.removesuffix(":mean")
     parts = [known.split(".") for known in nodes]
@@ -168,12 +246,12 @@ def _cut(name: str, model: nn.Module, layer: str, nodes: list[str]) -> nn.Module
             f"{name} has no layer {node!r}{did_you_mean(node, sorted(known))}; "
             f"its last ones are {', '.join(nodes[-5:])}"
         )
-    net: nn.Module = create_feature_extractor(model, {node: "features"}, suppress_diff_warning=True)
-    return net
+    meant = [each for each in whole.graph.nodes if f"{each.meta.get(NODE_NAME)}.".startswith(f"{node}.")]
+    return part_of(whole, meant[-1])
 
 
 def _shaped(
-    name: str, layer: str, net: nn.Module, preprocessing: Preprocessing, own_size: int
+    name: str, layer: str, net: fx.GraphModule, preprocessing: Preprocessing, own_size: int
 ) -> tuple[FeatureExtractor, tuple[int, ...]]:
     """The extractor for what the cut model gives, and its feature shape. UserError: image size or layer impossible."""
     size = preprocessing.crop
@@ -181,7 +259,8 @@ def _shaped(
     try:
         # A failing traced module prints its own source to stderr besides raising.
         with contextlib.redirect_stderr(io.StringIO()), torch.inference_mode():
-            features = net(torch.zeros(1, 3, size, size))["features"]
+            # Two images: of one, a constant of the architecture would look like its features.
+            features = net(torch.zeros(2, 3, size, size))["features"]
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -189,16 +268,15 @@ def _shaped(
             "give a larger --image-size, or none"
         ) from error
     shape = tuple(features.shape) if isinstance(features, Tensor) else ()
-    if len(shape) not in (2, 4) or shape[0] != 1 or 0 in shape:
-        got = f"({', '.join(map(str, ('N', *shape[1:])))})" if shape else f"a {type(features).__name__}"
+    layout = layout_of(shape)
+    if layout is None or shape[0] != 2 or 0 in shape:
+        names = ("N" if shape[:1] == (2,) else f"{shape[0]} of two images", *shape[1:]) if shape else ()
+        got = f"({', '.join(map(str, names))})" if shape else f"a {type(features).__name__}"
         raise UserError(f"layer {layer} of {name} gives {got}, not (N, D) or (N, C, H, W); choose another --layer")
-    if average and len(shape) == 2:
+    if average and layout == "vectors":
         raise UserError(f"layer {layer} of {name} is not a map but (N, {shape[1]}); leave :mean out")
-    channels_last = len(shape) == 4 and shape[1] == shape[2] != shape[3]
-    if channels_last:
-        shape = (1, shape[3], shape[1], shape[2])
-    extractor = FeatureExtractor(net, channels_last=channels_last, average=average).eval()
-    return extractor, shape[1:2] if average else shape[1:]
+    shape = tuple(as_maps(features, layout).shape[1:])
+    return FeatureExtractor(net, layout=layout, average=average).eval(), shape[:1] if average else shape
 
 
 def _downloaded(name: str, entry: WeightsEnum) -> Path:

@@ -2,7 +2,9 @@
 
 A bundle is one trained head, or several whose scores are fused (one per bank), with the labels, the calibration, and
 the recipes of the embeddings that it understands. `model.safetensors` holds the tensors, `model.json` all the rest;
-nothing in them is executed. With the backbone's weights it is all that prediction on a new video needs.
+nothing in them is executed. With the backbone's weights it is all that prediction on a new video needs. Where those
+were trained with the head they lie beside it: `backbone.safetensors`, under torchvision's own names, so that it is a
+checkpoint file like any other (`pipeline.checkpoints`).
 """
 
 import json
@@ -21,7 +23,7 @@ from pipeline.bank import Bank, differences
 from pipeline.calibration import tempered
 from pipeline.errors import UserError
 from pipeline.features import records
-from pipeline.heads import Head, HeadConfig, restored
+from pipeline.heads import HeadConfig, SequenceModel, restored
 from pipeline.objectives import Objective
 from pipeline.scoring import Scores, score
 from pipeline.selection import Selection
@@ -29,6 +31,7 @@ from pipeline.sequences import Sequences
 from pipeline.writing import replace_file
 
 FORMAT, SCHEMA = "framebank head", 1
+BACKBONE_FILE = "backbone.safetensors"
 _MAY_DIFFER = ("precision", "store")  # embeddings that differ in these alone are close enough to predict from
 
 
@@ -37,12 +40,12 @@ class Member:
     """One head and what it reads.
 
     Attributes:
-        head: the trained head, in evaluation mode.
+        head: the trained head, in evaluation mode; while it is fine-tuned, the model that it is part of.
         banks: of each bank whose features it reads side by side, what made it: {"config": ..., "fingerprint": ...}.
         spatial: how maps are read (see `pipeline.sequences.load_sequences`).
     """
 
-    head: Head
+    head: SequenceModel
     banks: tuple[dict[str, Any], ...]
     spatial: str | None = None
 
@@ -60,6 +63,8 @@ class Bundle:
         fusion: "none", "mean" of the members' scores, or "svm": a linear SVM on them, `svm` (K, members × K + 1).
         min_seconds: predicted segments shorter than this are smoothed away.
         trained_on: id -> digest of every video that training or validation saw.
+        weights: the file of the backbone's own weights, where it was trained with the head: of one head on one bank,
+            whose recipe has the sum of these weights. None where the backbone is the one of the bank.
     """
 
     members: tuple[Member, ...]
@@ -74,6 +79,7 @@ class Bundle:
     svm: np.ndarray | None = None
     min_seconds: float = 0.0
     trained_on: Mapping[str, str] | None = None
+    weights: Path | None = None
 
 
 def described(bank: Bank) -> dict[str, Any]:
@@ -172,10 +178,17 @@ def seen_in_training(bundle: Bundle, bank: Bank) -> tuple[list[str], list[str]]:
     return same, spans
 
 
-def save_bundle(folder: Path, bundle: Bundle) -> None:
-    """Write `model.safetensors` and then `model.json` into a folder, each replaced in one step."""
+def save_bundle(folder: Path, bundle: Bundle, backbone: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write a bundle into a folder, each file replaced in one step and `model.json` last.
+
+    Args:
+        folder: made if need be.
+        bundle: the bundle.
+        backbone: all tensors that the layer needs, under torchvision's names, where the backbone was trained with the
+            head. Without them, a bundle that has a file of its own weights gets a copy of it.
+    """
     tensors = {
-        f"{number}.{name}": tensor.detach().cpu().contiguous()
+        f"{number}.{name}": _plain(tensor)
         for number, member in enumerate(bundle.members)
         for name, tensor in member.head.state_dict().items()
     }
@@ -206,17 +219,26 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "fusion": bundle.fusion,
         "min_seconds": bundle.min_seconds,
         "trained_on": dict(bundle.trained_on or {}),
+        "own_weights": backbone is not None or bundle.weights is not None,
     }
     folder.mkdir(parents=True, exist_ok=True)
+    if backbone is not None:
+        replace_file(folder / BACKBONE_FILE, save({name: _plain(tensor) for name, tensor in backbone.items()}))
+    elif bundle.weights is not None:
+        replace_file(folder / BACKBONE_FILE, bundle.weights.read_bytes())
     replace_file(folder / "model.safetensors", save(tensors))
     replace_file(folder / "model.json", json.dumps(described, indent=1, ensure_ascii=False).encode())
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous()
 
 
 def load_bundle(folder: Path) -> Bundle:
     """The bundle in a folder, its heads on the CPU in evaluation mode.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is none, or it cannot be read, or the weights that the backbone was given are gone.
     """
     try:
         described = json.loads((folder / "model.json").read_text("utf-8"))
@@ -229,6 +251,12 @@ def load_bundle(folder: Path) -> Bundle:
         raise UserError(f"The model in {folder} cannot be read ({error}); train it again.") from None
     if not isinstance(described, dict) or (described.get("format"), described.get("schema")) != (FORMAT, SCHEMA):
         raise UserError(f"{folder / 'model.json'} is not of this version's format; train the head again.")
+    own = folder / BACKBONE_FILE if described.get("own_weights") else None  # older files have no such key
+    if own is not None and not own.is_file():
+        raise UserError(
+            f"The backbone of {folder} was trained with its head, and its weights are gone (no {own.name}); restore "
+            "that file, or train again."
+        )
     try:
         members = tuple(
             _member(made, len(described["labels"]) or 1, number, tensors)
@@ -248,6 +276,7 @@ def load_bundle(folder: Path) -> Bundle:
             tensors["svm"].numpy() if "svm" in tensors else None,
             described["min_seconds"],
             described["trained_on"],
+            own,
         )
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"The model in {folder} is damaged ({str(error).splitlines()[0]}); train it again.") from None

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.augmentation import Augmentation, preparing
 from pipeline.encoder import Encode
 from pipeline.errors import VideoError
 from pipeline.frames import Decoded, Frame, read_frames
-from pipeline.preprocessing import Preprocessing, prepare
+from pipeline.preprocessing import Preprocessing
 from pipeline.sampling import Sampling
 from pipeline.sealing import PartWriter, VideoSink
 from pipeline.sources import source_digest
@@ -32,11 +33,13 @@ _SHOW_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How every video of a run is read."""
+    """How every video of a run is read; with an augmentation as it draws each video in this view."""
 
     sampling: Sampling
     preprocessing: Preprocessing
     allow_partial: bool = False
+    augmentation: Augmentation | None = None
+    view: int = 0
 
 
 @dataclass
@@ -92,13 +95,14 @@ class _Lane:
     def read(self, video: _Video, stop: threading.Event) -> None:
         """Decode one video into the batch, embedding whenever it is full."""
         decoded = Decoded()
-        region = _region(video.row["crop"])
+        options = self.options
+        look = preparing(options.preprocessing, video.row["crop"], options.augmentation, options.view, video.row["id"])
         try:
             with closing(_frames(video.row, self.options, decoded)) as frames:
                 for frame in frames:
                     if stop.is_set() or video.ended:
                         return
-                    self.frames[len(self.owners)] = prepare(self.options.preprocessing, frame.rgb, region)
+                    self.frames[len(self.owners)] = look(frame.rgb)
                     self.owners.append((video, frame.seconds, frame.index))
                     video.waiting += 1
                     if len(self.owners) == len(self.frames):
@@ -150,13 +154,6 @@ class _Lane:
             with self.writer.lock:
                 self.progress.partial += bool(video.decoded.partial)
             video.sink.finish(asdict(video.decoded))
-
-
-def _region(crop: str) -> tuple[int, int, int, int] | None:
-    if not crop:
-        return None
-    x, y, width, height = (int(value) for value in crop.split(","))
-    return x, y, width, height
 
 
 def _frames(row: Mapping[str, Any], options: ReadOptions, decoded: Decoded) -> Generator[Frame, None, None]:

@@ -1,5 +1,7 @@
 """One epoch of training, laid out: which rows of which videos each step of the optimiser sees, in what order.
 
+A portion is what goes through the head at once; a step of the optimiser is made of one, or of several that accumulate.
+
 Videos of like length share a batch. A video with a target per frame that is longer than a chunk is trained in chunks,
 by truncated back-propagation: in one direction chunk after chunk, the state carried on without its gradient; in both
 directions in chunks that overlap, whose targets count once. A video with one target is always seen whole.
@@ -13,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import ranks
 from pipeline.layout import layout
 from pipeline.long_sequences import pieces
 from pipeline.objectives import TargetRows
 from pipeline.optimisation import FitConfig
-from pipeline.scoring import OVERLAPS, chosen_rows, lengths_of, rows_at_once
+from pipeline.scoring import OVERLAPS, chosen_rows, lengths_of
 from pipeline.segments import IGNORED
 from pipeline.selection import Selection
 from pipeline.sequences import Batch, Sequences, buckets
 
 
 class Portion(NamedTuple):
-    """What one step of the optimiser sees.
+    """What goes through the head at once.
 
     Attributes:
         videos: (b,) positions in the sequences.
@@ -42,6 +45,22 @@ class Portion(NamedTuple):
     whole: list[np.ndarray] | None = None
     counted: np.ndarray | None = None
     learns: bool = True
+
+    def share(self) -> "Portion":
+        """What of it is this rank's, perhaps no video; whether it learns is said of the whole."""
+        videos, steps, chunk, whole, counted, learns = self
+        return Portion(
+            ranks.share(videos),
+            None if steps is None else ranks.share(steps),
+            chunk,
+            None if whole is None else ranks.share(whole),
+            None if counted is None else ranks.share(counted),
+            learns,
+        )
+
+    def rows(self, sequences: Sequences) -> int:
+        """How many rows it has."""
+        return int(lengths_of(sequences, self.videos, self.steps).sum())
 
     def targets(self, targets: TargetRows, batch: Batch) -> Tensor:
         """The targets of this portion's batch, those that do not count masked."""
@@ -80,8 +99,7 @@ def portions_of(
         videos = _balanced(videos, targets, generator)
     chosen = chosen_rows(sequences, videos, selection, generator=generator)
     lengths = lengths_of(sequences, videos, chosen)
-    at_once = rows_at_once(sequences.feature_shape, config.max_steps)
-    chunk = min(config.chunk_steps, at_once)
+    at_once, chunk = sizes_of(sequences, config)
     is_long = lengths > chunk if targets.per_frame else np.full(len(videos), False)
     short = np.flatnonzero(~is_long)
     batches = buckets(lengths[short], config.batch_size, max_steps=at_once, generator=generator)
@@ -109,7 +127,25 @@ def steps_of(
     """How many steps of the optimiser an epoch makes, as far as that does not hang on what is drawn at random."""
     drawn = np.random.default_rng(0)
     portions = portions_of(sequences, videos, targets, selection, config, drawn, bidirectional=bidirectional)
-    return sum(portion.learns for portion in portions)
+    return len(in_steps(portions, config.accumulate))
+
+
+def in_steps(portions: list[Portion], accumulate: int) -> list[list[Portion]]:
+    """The portions of each step of the optimiser, in order: each has `accumulate` that learn, the last what is left."""
+    steps: list[list[Portion]] = []
+    full = True
+    for portion in portions:
+        if full:
+            steps.append([])
+        steps[-1].append(portion)
+        full = sum(each.learns for each in steps[-1]) == accumulate
+    return steps
+
+
+def sizes_of(sequences: Sequences, config: FitConfig) -> tuple[int, int]:
+    """Most rows of a batch, and of a chunk."""
+    at_once = min(config.max_steps, sequences.most_rows)
+    return at_once, min(config.chunk_steps, at_once)
 
 
 def _whole(videos: np.ndarray, chosen: list[np.ndarray] | None, places: np.ndarray) -> Portion:

@@ -7,7 +7,7 @@ lanes: threads that share the cores. The first SIGINT or SIGTERM drops the video
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,16 @@ from typing import Any
 import pandas as pd
 import torch
 
+from pipeline import bank as banks
+from pipeline import packing, ranks
 from pipeline.backbone import Backbone
+from pipeline.bank import Bank
 from pipeline.encoder import Encode, make_encoder
 from pipeline.engine import Progress, ReadOptions, extract_videos
 from pipeline.features import records
+from pipeline.resuming import Plan
 from pipeline.sampling import Sampling
-from pipeline.sealing import PartWriter
+from pipeline.sealing import PartWriter, disk_errors
 from pipeline.sources import source_text
 
 
@@ -35,9 +39,18 @@ class Encoding:
     recorded: dict[str, Any]  # the bank's config: recipe, weights, preset, compute, data
 
 
-def recipe_of(backbone: Backbone, sampling: Sampling, *, crop: str, precision: str, store: str) -> dict[str, Any]:
-    """What decides the embeddings: two runs with the same recipe may share a bank."""
-    return {
+def recipe_of(
+    backbone: Backbone,
+    sampling: Sampling,
+    *,
+    crop: str,
+    precision: str,
+    store: str,
+    view: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What decides the embeddings: two runs with the same recipe may share a bank. `view` says how frames were changed
+    at random; where it is None they were not."""
+    recipe = {
         "backbone": backbone.name,
         "layer": backbone.layer,
         "weights_sha256": backbone.sha256,
@@ -48,6 +61,17 @@ def recipe_of(backbone: Backbone, sampling: Sampling, *, crop: str, precision: s
         "precision": precision,
         "store": store,
     }
+    return recipe if view is None else {**recipe, "view": dict(view)}
+
+
+def existing_bank(out: Path) -> Bank | None:
+    """The bank at a path, its parts alone where no bank file was made yet; None where there is nothing."""
+    return Bank(out) if out.exists() or banks.sealed_parts(out) else None
+
+
+def latest(bank: Bank | None) -> str:
+    """The latest time in a bank, "" where there is none."""
+    return "" if bank is None else max([*bank.catalog["banked"], *bank.failures["when"]], default="")
 
 
 def make_encoding(
@@ -96,11 +120,16 @@ def stopping() -> Iterator[threading.Event]:
             signal.signal(name, handler)
 
 
+def cores() -> int:
+    """How many cores this process may use: its share, where several ranks run on this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // ranks.size())
+
+
 def share_cores(device: str, videos: int) -> tuple[int, int]:
     """How many videos to work on at once, and with how many threads each: together the cores that we may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lanes = max(1, min(cores, videos))
-    return lanes, cores // lanes if device == "cpu" else 1
+    lanes = max(1, min(cores(), videos))
+    return lanes, cores() // lanes if device == "cpu" else 1
 
 
 def embed(
@@ -111,7 +140,7 @@ def embed(
     *,
     newer_than: str = "",
     on_progress: Callable[[Progress], None],
-    on_stop: Callable[[], None],
+    on_note: Callable[[str], None],
 ) -> bool:
     """Run the engine over videos and seal them as parts of the bank `out`, which exists.
 
@@ -122,7 +151,7 @@ def embed(
         progress: counts, updated in place.
         newer_than: a time that what is sealed must be later than.
         on_progress: called a few times a second.
-        on_stop: called once, when the run is asked to stop.
+        on_note: called with a line, once, when the run is asked to stop.
 
     Returns:
         whether it was interrupted.
@@ -141,7 +170,7 @@ def embed(
         nonlocal told
         if stop.is_set() and not told:
             told = True
-            on_stop()
+            on_note("Stopping: videos in flight are dropped, finished ones sealed.")
         on_progress(done)
 
     writer = PartWriter(out, encoding.recorded, sealed, newer_than=newer_than)
@@ -160,3 +189,32 @@ def embed(
             on_progress=watch,
         )
     return progress.videos_sealed + progress.failures < len(table)
+
+
+def fold_in(out: Path, plan: Plan, *, pack: bool, in_a_hurry: bool, on_note: Callable[[str], None]) -> str:
+    """Make the bank file show everything: parts packed into it, or linked from it.
+
+    Args:
+        out: the bank.
+        plan: what was to do: with the metadata that is new.
+        pack: whether parts may be packed; if not, they are linked.
+        in_a_hurry: pack only what takes no time.
+        on_note: called with a line when another process has to be waited for.
+
+    Returns:
+        as `pipeline.packing.fold_in`.
+
+    Raises:
+        UserError: the disk is full. What was sealed stays.
+    """
+
+    def waiting(holder: str) -> None:
+        on_note(f"Waiting for {holder}, which is packing this bank.")
+
+    with disk_errors(out):
+        if pack:
+            return packing.fold_in(
+                out, updates=plan.updates, mended=plan.mended, in_a_hurry=in_a_hurry, on_wait=waiting
+            )
+        packing.link(out, updates=plan.updates, mended=plan.mended, on_wait=waiting)
+        return "linked"

@@ -3,12 +3,15 @@
 All randomness of an epoch comes from the seed and the epoch's number. A training that was killed and resumed therefore
 goes on as if nothing had happened: on a CPU, with as many threads, to the same weights bit for bit.
 
+Several ranks (`pipeline.ranks`) make the same plan of an epoch, and each takes its share of the videos of every batch.
+What is minimised is the mean over the targets of all, so their number changes nothing but what is drawn by dropout.
+
 The loop never waits for a GPU: losses stay on the device until the epoch's end, when they are looked at together.
 """
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +21,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pipeline.epochs import Portion, portions_of
+from pipeline import ranks
+from pipeline.epochs import Portion, in_steps, portions_of, sizes_of
 from pipeline.errors import UserError
-from pipeline.heads import Carry, Head
+from pipeline.heads import Carry, SequenceModel, without_rows
 from pipeline.ids import readable
 from pipeline.inputs import joined
 from pipeline.layout import with_data
 from pipeline.long_sequences import context_of, video_centre
 from pipeline.metrics import frame_metrics, higher_is_better, video_metrics
 from pipeline.objectives import Objective, TargetRows, balanced_weights, values_at
-from pipeline.optimisation import FitConfig, optimizer_of, rate_of, take_step
-from pipeline.scoring import Scores, evaluate, reading, rows_at_once
+from pipeline.optimisation import FitConfig, RateGroup, average_gradients, optimizer_of, rate_of, take_step
+from pipeline.scoring import Scores, evaluate, reading
 from pipeline.selection import Selection
 from pipeline.sequences import Batch, Sequences
 from pipeline.training_state import load_checkpoint, save_checkpoint
@@ -44,8 +48,9 @@ class Fitted:
 
     Attributes:
         state_dict: the head's, on the CPU, of the best epoch; of the last where nothing was validated.
-        history: per epoch: epoch (from 1), train_loss, learning_rate (of its last step), seconds; with a validation
-            part validation_loss and validation_METRIC.
+        history: per epoch: epoch (from 1), train_loss, rows (that went through the head in training, of all ranks),
+            learning_rate (of its last step; of several groups that of the first), seconds; with a validation part
+            validation_loss and validation_METRIC.
         best_epoch: whose weights these are.
         notes: lines worth telling the user.
     """
@@ -70,7 +75,7 @@ class _Course:
 class _Task:
     """What an epoch needs; everything is on the device already."""
 
-    head: Head
+    head: SequenceModel
     sequences: Sequences
     targets: TargetRows
     train: np.ndarray
@@ -79,10 +84,12 @@ class _Task:
     selection: Selection
     config: FitConfig
     optimizer: torch.optim.Optimizer
+    on_begin: Callable[[int], None] | None
+    notes: list[str]
 
 
 def fit(
-    head: Head,
+    head: SequenceModel,
     sequences: Sequences,
     targets: TargetRows,
     train: np.ndarray,
@@ -94,12 +101,19 @@ def fit(
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+    on_begin: Callable[[int], None] | None = None,
+    groups: Sequence[RateGroup] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """Train a head; it ends on `device`, in evaluation mode, with the weights that are returned.
+    """Train a head; it ends on `device`, in evaluation mode, with the weights that are returned. All ranks must call
+    it, with the same arguments but the device.
 
     Args:
-        head: with its first weights. Of values, the mean and the scale are set from the training targets.
-        sequences: what it reads.
+        head: with its first weights; of several ranks the first one's count. Of values, the mean and the scale are set
+            from the training targets. Where memory does not suffice for a step, its method `use_less_memory`, if it has
+            one, is called until it does: it returns what it changed, which is noted, or None when there is nothing
+            left to change.
+        sequences: what it reads; in training `sequences.in_epoch(epoch)`, with epochs from 1.
         targets: those of all videos of the sequences.
         train, validation: positions of videos. The validation part decides which epoch is kept, when to stop, and when
             a plateau is reached; it may be empty, and then all epochs are run and the last is kept.
@@ -110,6 +124,10 @@ def fit(
         checkpoint: a file that the state is saved in at the end of epochs, at most every few seconds, and gone on
             from if it is there. It stays when training is finished.
         on_epoch: called with every new row of the history.
+        on_begin: called before every epoch with the number of epochs that have passed; what requires a gradient may
+            change there, among the parameters of `groups`.
+        groups: the parameters that are trained, now or later, by learning rate; None: all that require a gradient now.
+        identity: further plain settings that a checkpoint must have in common with this training.
 
     Raises:
         UserError: nothing to learn from, settings that don't go together, a loss that is not finite, or a checkpoint
@@ -146,17 +164,22 @@ def fit(
         objective = replace(objective, scale=float(values.std(correction=0)) or 1.0)
         head.value_mean.fill_(float(values.mean()))
         head.value_scale.fill_(objective.scale)
-    task = _Task(head, sequences, targets, train, validation, objective, selection, config, optimizer_of(head, config))
-    course, settings = _Course(), _settings(task)
+    optimizer = optimizer_of(head.parameters(), config, groups)
+    task = _Task(head, sequences, targets, train, validation, objective, selection, config, optimizer, on_begin, notes)
+    course, settings = _Course(), _settings(task, groups, identity)
     if checkpoint is not None and (found := load_checkpoint(checkpoint, settings, device)):
         head.load_state_dict(found.pop("model"))
         task.optimizer.load_state_dict(found.pop("optimizer"))
         course = _Course(**found)
+    if ranks.same(len(course.history)) != len(course.history):
+        raise UserError(f"rank {ranks.rank()} does not see the checkpoint {checkpoint} of the first; share the folder")
+    ranks.spread_([*head.parameters(), *head.buffers()])
     saved = time.monotonic()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while not course.finished:
             row = _run_epoch(task, course)
-            if checkpoint is not None and (course.finished or time.monotonic() - saved >= CHECKPOINT_SECONDS):
+            due = course.finished or time.monotonic() - saved >= CHECKPOINT_SECONDS
+            if checkpoint is not None and due and ranks.first():
                 state = {"model": head.state_dict(), "optimizer": task.optimizer.state_dict(), **vars(course)}
                 save_checkpoint(checkpoint, state, settings)
                 saved = time.monotonic()
@@ -168,7 +191,9 @@ def fit(
     return Fitted(best, course.history, course.best_epoch, tuple(notes))
 
 
-def _check(head: Head, targets: TargetRows, objective: Objective, config: FitConfig, device: torch.device) -> None:
+def _check(
+    head: SequenceModel, targets: TargetRows, objective: Objective, config: FitConfig, device: torch.device
+) -> None:
     """Refuse settings that don't go together."""
     if config.amp and device.type != "cuda":
         raise UserError(f"mixed precision is for NVIDIA GPUs, and this trains on {device.type}; leave it out")
@@ -206,13 +231,19 @@ def _known_places(targets: TargetRows, sequences: Sequences, videos: np.ndarray)
     return places[targets.known[places]]
 
 
-def _settings(task: _Task) -> dict[str, Any]:
+def _settings(task: _Task, groups: Sequence[RateGroup] | None, identity: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a training must have in common with the one whose checkpoint it goes on from."""
     objective = {name: value for name, value in vars(task.objective).items() if not isinstance(value, Tensor)}
     values = task.targets.values.cpu().numpy()
     parts = {"train": task.train, "validation": task.validation}
     ids = {name: ",".join(task.sequences.ids[video] for video in part) for name, part in parts.items()}
+    further: dict[str, Any] = {} if identity is None else {"identity": dict(identity)}
+    if groups is not None:
+        further["groups"] = {
+            group.name: [group.rate, *(list(each.shape) for each in group.parameters)] for group in groups
+        }
     return {
+        **further,
         "head": asdict(task.head.config),
         "features": list(task.head.feature_shape),
         "fit": asdict(task.config),
@@ -230,7 +261,11 @@ def _run_epoch(task: _Task, course: _Course) -> Epoch:
     """Train and validate one epoch, and note it in the course."""
     begun = time.perf_counter()
     epoch = len(course.history) + 1
-    row: Epoch = {"epoch": epoch, "train_loss": _train_epoch(task, epoch, course.history)}
+    if task.on_begin is not None:
+        task.on_begin(epoch - 1)
+    loss, rows = _train_epoch(replace(task, sequences=task.sequences.in_epoch(epoch)), epoch, course.history)
+    ranks.spread_(task.head.buffers())  # such as statistics that each rank gathers from its own rows
+    row: Epoch = {"epoch": epoch, "train_loss": loss, "rows": rows}
     if len(task.validation):
         row.update(_validate(task))
     row["learning_rate"] = task.optimizer.param_groups[0]["lr"]
@@ -245,11 +280,12 @@ def _run_epoch(task: _Task, course: _Course) -> Epoch:
     return row
 
 
-def _train_epoch(task: _Task, epoch: int, history: list[Epoch]) -> float:
-    """All batches of one epoch; returns the mean loss over its targets (NaN: random rows without a single target)."""
+def _train_epoch(task: _Task, epoch: int, history: list[Epoch]) -> tuple[float, int]:
+    """All steps of one epoch; returns the mean loss over its targets (NaN: random rows without a single target), and
+    how many rows it saw; both of all ranks."""
     config = task.config
     seeds = np.random.SeedSequence([config.seed, epoch])
-    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+    torch.manual_seed(int(seeds.generate_state(ranks.size(), np.uint64)[ranks.rank()]))
     portions = portions_of(
         task.sequences,
         task.train,
@@ -260,28 +296,101 @@ def _train_epoch(task: _Task, epoch: int, history: list[Epoch]) -> float:
         bidirectional=task.head.config.bidirectional,
     )
     rate = rate_of(config, [row["validation_loss"] for row in history] if len(task.validation) else [])
-    steps = sum(portion.learns for portion in portions)
+    steps = in_steps(portions, config.accumulate)
     task.head.train()
     sums: list[Tensor] = []
-    learnt: list[Portion] = []
-    carry: Carry | None = None
-    centres: dict[int, Tensor | None] = {}
-    plan = ((portion.videos, portion.steps) for portion in portions)
-    for portion, batch in zip(portions, task.sequences.batches(plan), strict=True):
-        with torch.autocast(task.sequences.device.type, torch.bfloat16, enabled=config.amp):
-            output, carry = _outputs(task, portion, batch, carry, centres)
-        if not portion.learns:
-            continue
-        total, weight = task.objective.loss_sum(output, portion.targets(task.targets, batch))
-        (total / weight).backward()
-        take_step(task.optimizer, config, rate(epoch - 1 + (len(sums) + 0.5) / steps))
-        sums.append(torch.stack([total.detach(), weight]))
-        learnt.append(portion)
+    way = _Way(_batches(task, steps))
+    for number, step in enumerate(steps):
+        while (gradients := _gradients(task, step, way)) is None:  # again, from the step's beginning
+            way.batches = _batches(task, steps[number:])
+        sums.append(gradients)
+        average_gradients(task.head.parameters(), gradients[1])
+        take_step(task.optimizer, config, rate(epoch - 1 + (number + 0.5) / len(steps)))
     if not sums:
-        return float("nan")
-    losses = torch.stack(sums).double().cpu()
-    _stop_if_not_finite(task, epoch, losses[:, 0], learnt)
-    return float(losses[:, 0].sum() / losses[:, 1].sum())
+        return float("nan"), 0
+    losses = ranks.sum_(torch.stack(sums)).double().cpu()
+    _stop_if_not_finite(task, epoch, losses[:, 0], steps)
+    return float(losses[:, 0].sum() / losses[:, 1].sum()), sum(portion.rows(task.sequences) for portion in portions)
+
+
+@dataclass
+class _Way:
+    """What one portion of an epoch leaves to the next."""
+
+    batches: Iterator[Batch]
+    carry: Carry | None = None
+    centres: dict[int, Tensor | None] = field(default_factory=dict)
+
+
+def _batches(task: _Task, steps: list[list[Portion]]) -> Iterator[Batch]:
+    """The batches of this rank's shares of all portions, those that have a video."""
+    shares = (portion.share() for step in steps for portion in step)
+    return task.sequences.batches((share.videos, share.steps) for share in shares if len(share.videos))
+
+
+def _gradients(task: _Task, step: list[Portion], way: _Way) -> Tensor | None:
+    """Leave the gradients of the sum of a step's losses in the parameters.
+
+    Returns:
+        (2,) float32: this rank's sum, and the weight of the targets in it. None: memory did not suffice, and the model
+        has been changed to use less; everything is as it was before but the batches, which have gone on.
+    """
+    carry, restore = way.carry, _restoring(task)
+    try:
+        return _backward(task, step, way)
+    except torch.OutOfMemoryError:
+        if restore is None or (changed := task.head.use_less_memory()) is None:  # type: ignore[attr-defined]
+            raise
+    restore()  # only here, where the failed step's tensors are no longer held by the exception
+    way.carry = carry
+    if changed not in task.notes:
+        task.notes.append(changed)
+    return None
+
+
+def _backward(task: _Task, step: list[Portion], way: _Way) -> Tensor:
+    sums = torch.zeros(2, device=task.sequences.device)
+    for portion in step:
+        share = portion.share()
+        if not len(share.videos):
+            with torch.set_grad_enabled(portion.learns):
+                nothing = without_rows(task.head)
+            if nothing.requires_grad:
+                nothing.backward()
+            continue
+        batch = next(way.batches)
+        with torch.autocast(task.sequences.device.type, torch.bfloat16, enabled=task.config.amp):
+            output, way.carry = _outputs(task, share, batch, way.carry, way.centres)
+        if portion.learns:
+            total, weight = task.objective.loss_sum(output, share.targets(task.targets, batch))
+            total.backward()
+            sums += torch.stack([total.detach(), weight])
+    return sums
+
+
+def _restoring(task: _Task) -> Callable[[], None] | None:
+    """What undoes a step that was not taken; None for a model that cannot do with less memory.
+
+    Ranks that have statistics in common cannot either: the others would not come to the same sums again.
+    """
+    if not hasattr(task.head, "use_less_memory") or (ranks.size() > 1 and task.head.config.norm == "batch"):
+        return None
+    device = task.sequences.device
+    drawn = torch.get_rng_state()
+    drawn_on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    buffers = [buffer.clone() for buffer in task.head.buffers()]
+
+    def restore() -> None:
+        task.optimizer.zero_grad()
+        torch.set_rng_state(drawn)
+        if drawn_on_gpu is not None:
+            torch.cuda.set_rng_state(drawn_on_gpu, device)
+            torch.cuda.empty_cache()
+        with torch.no_grad():
+            for buffer, before in zip(task.head.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+
+    return restore
 
 
 def _outputs(
@@ -306,7 +415,7 @@ def _beginning(task: _Task, portion: Portion, centres: dict[int, Tensor | None])
     other parts of the same videos."""
     assert portion.steps is not None
     assert portion.whole is not None
-    chunk = min(task.config.chunk_steps, rows_at_once(task.sequences.feature_shape, task.config.max_steps))
+    _, chunk = sizes_of(task.sequences, task.config)
     contexts = []
     for video, steps, whole in zip(portion.videos.tolist(), portion.steps, portion.whole, strict=True):
         read = reading(task.sequences, video, whole)
@@ -316,10 +425,11 @@ def _beginning(task: _Task, portion: Portion, centres: dict[int, Tensor | None])
     return Carry(joined(contexts), ())
 
 
-def _stop_if_not_finite(task: _Task, epoch: int, losses: Tensor, portions: list[Portion]) -> None:
+def _stop_if_not_finite(task: _Task, epoch: int, losses: Tensor, steps: list[list[Portion]]) -> None:
     wrong = torch.nonzero(~losses.isfinite()).flatten().tolist()
     if wrong:
-        ids = [readable(task.sequences.ids[video]) for video in portions[wrong[0]].videos.tolist()]
+        videos = [video for portion in steps[wrong[0]] if portion.learns for video in portion.videos.tolist()]
+        ids = [readable(task.sequences.ids[video]) for video in videos]
         shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
         raise UserError(
             f"the loss is {losses[wrong[0]]:g} in epoch {epoch}, batch {wrong[0] + 1} of {len(losses)}; {_ADVICE} "

@@ -25,7 +25,7 @@ The rules, for videos (for images see `pipeline.image_folders`):
 
 import stat
 import struct
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -146,7 +146,8 @@ def read_frames(
     end: float = nan,
     image_fps: float | None = None,
     allow_partial: bool = False,
-) -> Iterator[Frame]:
+    indices: Collection[int] | None = None,
+) -> Generator[Frame, None, None]:
     """Yield the sampled frames of a video (`kind` "video") or of a folder of images ("images"), filling in `decoded`.
 
     start, end: seconds from the first frame, start inclusive, end exclusive, NaN for none. Frames before the span are
@@ -155,6 +156,9 @@ def read_frames(
 
     image_fps: frames per second of a folder of images: frame i is shown at i / image_fps. Without it the times are
     NaN, and neither a span nor sampling by rate is possible. Images that are not sampled are not opened.
+
+    indices: the frames of these numbers (`Frame.index`) instead of the sampled ones, as far as the video has them;
+    nothing is read beyond the last. Later numbers may be added to it until the frame after the last one is asked for.
 
     Raises VideoError, its message the reason for the ledger, when the video is broken, truncated or has no frame in
     the span. It may come after frames were yielded: those are then not a whole video. With `allow_partial` a broken
@@ -171,21 +175,23 @@ def read_frames(
     yielded = 0
     try:
         count = None
-        if sampling.frames is not None:
+        if sampling.frames is not None and indices is None:
             count = _count(_within(read(Decoded()), start, end), allow_partial)
-        take = chooser(sampling, count)
+        take = chooser(sampling if indices is None else Sampling(), count)
         with closing(_within(read(decoded), start, end)) as span:
             for position, (index, seconds, to_rgb) in enumerate(span):
-                if take(position, seconds):
+                if index in indices if indices is not None else take(position, seconds):
                     yield Frame(to_rgb(), seconds, index)
                     yielded += 1
+                    if indices is not None and yielded == len(indices):
+                        return
     except _Incomplete as error:
         if not allow_partial:
             raise VideoError(f"{error}; --allow-partial banks what decodes") from error
         if not yielded:
             raise VideoError(str(error)) from error
         decoded.partial = str(error)
-    if not yielded:
+    if not yielded and indices is None:
         span_words = " ".join(
             f"{word} {value:g} s" for word, value in (("from", start), ("to", end)) if not isnan(value)
         )

@@ -5,21 +5,22 @@ input dropout -> projection -> recurrent cell -> pool -> output dropout -> class
 there is no padded step that the cell, the pool or the classifier could read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from pipeline import ranks
 from pipeline.errors import UserError
 from pipeline.inputs import Context, Inputs, expand
 from pipeline.joined_banks import SPATIAL
 from pipeline.layout import with_data
-from pipeline.pooling import BESIDE, POOLS, SpatialAttention, pool_of
+from pipeline.pooling import BESIDE, POOLS, Pool, SpatialAttention, pool_of
 from pipeline.recurrence import CELLS, INITS, Recurrence, State
 from pipeline.standardisation import Standardisation
 
@@ -144,6 +145,40 @@ class Carry(NamedTuple):
         return Carry(self.context.select(videos), tuple(part[:, videos] for part in self.state))
 
 
+class SequenceModel(Protocol):
+    """What is trained and scored on packed rows: a `Head`, or a module that has one behind it.
+
+    See `Head` for what they mean. Beyond it a model may have `use_less_memory` (see `pipeline.fitting`).
+    """
+
+    training: bool
+
+    @property
+    def config(self) -> HeadConfig: ...
+    @property
+    def feature_shape(self) -> tuple[int, ...]: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def pool(self) -> Pool | None: ...
+    @property
+    def value_mean(self) -> Tensor: ...
+    @property
+    def value_scale(self) -> Tensor: ...
+    def __call__(self, packed: PackedSequence) -> Tensor | PackedSequence: ...
+    def run(self, packed: PackedSequence, carry: Carry | None = None) -> tuple[PackedSequence, Carry]: ...
+    def vectors(self, rows: Tensor) -> Tensor: ...
+    def classify(self, states: Tensor) -> Tensor: ...
+    def to(self, device: torch.device | str) -> Self: ...
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def buffers(self) -> Iterator[Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
 class Head(nn.Module):
     """Packed rows (n, D) or (n, C, H, W) float32 of B videos -> outputs of `outputs` = K numbers.
 
@@ -265,12 +300,46 @@ class Head(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that normalises a batch of one row, which has no variance, by the running statistics."""
+    """Batch normalisation over the rows of all ranks, of which this one may have none. A batch of one row, which has no
+    variance, is normalised by the running statistics."""
 
     def forward(self, rows: Tensor) -> Tensor:
-        if self.training and len(rows) == 1:
+        if not self.training:
+            return super().forward(rows)
+        if ranks.size() > 1:
+            return self._over_ranks(rows)
+        if len(rows) == 1:
             return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(rows)
+
+    def _over_ranks(self, rows: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        assert self.num_batches_tracked is not None
+        values = rows.float()
+        if torch.is_grad_enabled() and not values.requires_grad:  # or this rank would stay away from the backward sums
+            values = values.detach().requires_grad_()
+        count = ranks.sum_(values.new_tensor(len(values)))
+        mean = ranks.summed(values.sum(0)) / count
+        variance = ranks.summed((values - mean).square().sum(0)) / count
+        several = count > 1
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
+                running.lerp_(torch.where(several, now, running), self.momentum)
+            self.num_batches_tracked.add_(several)
+        mean = torch.where(several, mean, self.running_mean)
+        variance = torch.where(several, variance, self.running_var)
+        return ((values - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias).to(rows.dtype)
+
+
+def without_rows(model: SequenceModel) -> Tensor:
+    """Take part, without a row of its own, in what a model in training makes of the rows of all ranks: the sum of
+    nothing, whose backward pass takes part in theirs."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    nothing = [norm(torch.zeros(0, norm.num_features, device=norm.weight.device)).sum() for norm in norms]
+    return torch.stack(nothing).sum() if nothing else torch.zeros(())
 
 
 def restored(config: HeadConfig, feature_shape: Sequence[int], outputs: int, state: Mapping[str, Tensor]) -> Head:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 
+MAPS = "maps"  # they stay what they are, which no head reads: for what has the rest of the backbone before it
 SPATIAL = {
     "mean": "the average over all places",
     "flatten": "all places side by side",
@@ -66,6 +67,10 @@ class Reader:
         self.dtype = np.result_type(*(column.dtype for column in columns))
         self._banks: list[Bank] = []
 
+    def again(self) -> Self:
+        """One of the same for another thread."""
+        return type(self)(self.columns, self.ids, self.lengths)
+
     def close(self) -> None:
         while self._banks:
             self._banks.pop().close()
@@ -78,6 +83,10 @@ class Reader:
         """
         parts = [self._read(number, video, rows) for number in range(len(self.columns))]
         return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
+
+    def read_all(self, wanted: Sequence[tuple[int, np.ndarray]]) -> list[torch.Tensor]:
+        """Some rows of several videos, one after the other."""
+        return [self.read(video, rows) for video, rows in wanted]
 
     def _read(self, number: int, video: int, rows: np.ndarray) -> np.ndarray:
         column, video_id = self.columns[number], self.ids[video]
@@ -127,34 +136,44 @@ def _unreadable(path: Path, video_id: str, error: Exception) -> UserError:
     )
 
 
+class Rows(Protocol):
+    """What reads rows of videos, by their numbers: out of banks, or out of the videos themselves."""
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]: ...
+    def read(self, video: int, rows: np.ndarray) -> torch.Tensor: ...
+    def read_all(self, wanted: Sequence[tuple[int, np.ndarray]]) -> list[torch.Tensor]: ...
+    def again(self) -> Self: ...
+
+
 class Stream:
-    """Hands work to the one thread of this process that reads the banks, made when first needed.
+    """Hands work to the one thread of this process that reads rows, made when first needed.
 
     A process that was forked makes its own: neither threads nor open HDF5 files outlive a fork.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Rows) -> None:
         self.reader = reader  # a pattern: the thread's own is made from it
         self._process = -1
 
-    def submit(self, work: Callable[[Reader], _T]) -> Future[_T]:
+    def submit(self, work: Callable[[Rows], _T]) -> Future[_T]:
         if self._process != os.getpid():
             self._process = os.getpid()
-            self._own = Reader(self.reader.columns, self.reader.ids, self.reader.lengths)
+            self._own = self.reader.again()
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="bank-reader")
         return self._thread.submit(work, self._own)
 
 
 def columns_of(banks: Sequence[Bank], spatial: str | None) -> list[Columns]:
     """What each bank contributes, once they are known to fit together and to `spatial`."""
-    if spatial is not None and spatial not in SPATIAL:
+    if spatial is not None and spatial not in (*SPATIAL, MAPS):
         raise UserError(f"--spatial {spatial} is unknown; choose one of {', '.join(SPATIAL)}.")
     shapes = [tuple(bank.config["recipe"]["feature_shape"]) for bank in banks]
     maps = [f"{bank.path}, {shape}," for bank, shape in zip(banks, shapes, strict=True) if len(shape) == 3]
     if maps and spatial is None:
         choices = ", ".join(f"{name} ({what})" for name, what in SPATIAL.items())
         raise UserError(f"The rows of {maps[0]} are maps (C, H, W). Say what to do with them by --spatial: {choices}.")
-    if spatial is not None and not maps:
+    if spatial not in (None, MAPS) and not maps:
         raise UserError(
             f"--spatial {spatial} is for maps (C, H, W), and rows of {banks[0].path} are {shapes[0]}. Omit it."
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pipeline.heads import Carry, Head
+from pipeline.heads import Carry, SequenceModel
 from pipeline.inputs import Context, Read, centre_of, context_at
 from pipeline.layout import alone
 
@@ -47,7 +47,7 @@ def pieces(length: int, chunk: int, overlap: int) -> list[Piece]:
     return [Piece(max(start - overlap, 0), start, stop, min(stop + overlap, length)) for start, stop in kept]
 
 
-def score_in_chunks(head: Head, read: RawRead, length: int, *, chunk: int, overlap: int) -> Tensor:
+def score_in_chunks(head: SequenceModel, read: RawRead, length: int, *, chunk: int, overlap: int) -> Tensor:
     """The head's output on one video of `length` rows: (K,), or (T, K) if it predicts every step; without gradients.
 
     `read` gives rows on the head's device. At most `chunk` rows are held at a time, and 2 `overlap` more if the head is
@@ -67,21 +67,21 @@ def score_in_chunks(head: Head, read: RawRead, length: int, *, chunk: int, overl
         return head.classify(head.pool.finish(summary))[0]
 
 
-def context_of(head: Head, read: RawRead, start: int, centre: Tensor | None) -> Context:
+def context_of(head: SequenceModel, read: RawRead, start: int, centre: Tensor | None) -> Context:
     """What the head's inputs from row `start` on need of the video before. `centre` is that of `video_centre`."""
     return context_at(_vectors(head, read), start, head.config.inputs, centre)
 
 
-def video_centre(head: Head, read: RawRead, length: int, chunk: int) -> Tensor | None:
+def video_centre(head: SequenceModel, read: RawRead, length: int, chunk: int) -> Tensor | None:
     """(1, D) the mean of one video's vectors, for a head that subtracts it, read in chunks."""
     return centre_of(_vectors(head, read), length, chunk) if head.config.centre else None
 
 
-def _vectors(head: Head, read: RawRead) -> Read:
+def _vectors(head: SequenceModel, read: RawRead) -> Read:
     return lambda start, stop: head.vectors(read(start, stop))
 
 
-def _states(head: Head, read: RawRead, cut: list[Piece], centre: Tensor | None) -> Iterator[PackedSequence]:
+def _states(head: SequenceModel, read: RawRead, cut: list[Piece], centre: Tensor | None) -> Iterator[PackedSequence]:
     """The kept states of each piece in turn, as a packed sequence of one video."""
     carry = None
     for low, start, stop, high in cut:

@@ -5,12 +5,14 @@ the losses so far, so that a resumed training goes on exactly as an undisturbed 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pipeline import ranks
 from pipeline.errors import UserError
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -28,7 +30,7 @@ class FitConfig:
         max_steps: most rows of all videos of a batch together; one video alone may have more.
         chunk_steps: a longer video with a target per frame is trained in chunks of so many steps.
         optimizer: "adamw" (Loshchilov & Hutter 2019) or "sgd" (Nesterov's momentum where `momentum` is above 0).
-        learning_rate: at its peak.
+        learning_rate: at its peak; of groups of parameters, each has its own.
         momentum: of SGD.
         weight_decay: of weight matrices; biases and other vectors are left alone.
         schedule: "constant"; "cosine", to 0 at the last epoch; "step", times `step_factor` every `step_epochs` epochs;
@@ -40,6 +42,7 @@ class FitConfig:
         monitor: "loss" or a metric of the validation part; decides which epoch's weights are kept.
         amp: bfloat16 mixed precision, on a GPU.
         seed: of everything random.
+        accumulate: batches of a step: its gradient is that of the mean loss over all their targets.
 
     Raises UserError for a value that is out of range.
     """
@@ -63,9 +66,10 @@ class FitConfig:
     monitor: str = "loss"
     amp: bool = False
     seed: int = 0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_steps", "step_epochs", "patience"):
+        for name in ("epochs", "batch_size", "max_steps", "step_epochs", "patience", "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{_spoken(name)} is {value}; it must be a whole number from 1")
@@ -90,21 +94,71 @@ class FitConfig:
                 raise UserError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(known)}")
 
 
+class RateGroup(NamedTuple):
+    """Parameters that share a learning rate; in training each is multiplied by the same schedule."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    rate: float  # at its peak
+
+
 def _spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
-def optimizer_of(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """The optimiser of the parameters that are to change; each group keeps its peak learning rate as `peak_lr`."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in wanted if parameter.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in wanted if parameter.ndim < 2], "weight_decay": 0.0},
+def optimizer_of(
+    parameters: Iterable[nn.Parameter], config: FitConfig, groups: Sequence[RateGroup] | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser of a model's `parameters`; each of its groups keeps its peak learning rate as `peak_lr`.
+
+    Args:
+        parameters: all of the model.
+        config: how they are trained.
+        groups: which of them change, now or later: those that have no gradient in a step are passed over in it. None:
+            all that require a gradient, at the configured learning rate.
+
+    Raises:
+        ValueError: a parameter requires a gradient and is in no group, or one is in two.
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    if groups is None:
+        groups = [RateGroup("head", wanted, config.learning_rate)]
+    elif {id(parameter) for parameter in wanted} - {id(each) for group in groups for each in group.parameters}:
+        raise ValueError("a parameter requires a gradient and is in no group of the optimiser")
+    parts = [
+        {
+            "params": [parameter for parameter in group.parameters if (parameter.ndim >= 2) == decays],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "peak_lr": group.rate,
+        }
+        for group in groups
+        for decays in (True, False)
     ]
-    groups = [{**group, "peak_lr": config.learning_rate} for group in groups if group["params"]]
+    parts = [part for part in parts if part["params"]]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.learning_rate, config.momentum, nesterov=config.momentum > 0, fused=True)
-    return torch.optim.AdamW(groups, config.learning_rate, fused=True)
+        return torch.optim.SGD(parts, config.learning_rate, config.momentum, nesterov=config.momentum > 0, fused=True)
+    return torch.optim.AdamW(parts, config.learning_rate, fused=True)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], weight: Tensor) -> None:
+    """Turn gradients of a sum of losses, on this rank, into those of the mean loss over all ranks.
+
+    Args:
+        parameters: those that require a gradient have one afterwards, on several ranks of zeros if need be.
+        weight: of the targets in this rank's sum, a float32 scalar.
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    if ranks.size() > 1:
+        for parameter in wanted:
+            if parameter.grad is None:  # this rank had no video
+                parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in wanted if parameter.grad is not None]
+    if ranks.size() > 1:  # all in one message
+        flat = ranks.sum_(torch.cat([weight.reshape(1), *(gradient.reshape(-1) for gradient in gradients)]))
+        weight, pieces = flat[0], flat[1:].split([gradient.numel() for gradient in gradients])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view(gradient.shape))
+    torch._foreach_div_(gradients, weight)
 
 
 def take_step(optimizer: torch.optim.Optimizer, config: FitConfig, factor: float) -> None:

@@ -217,6 +217,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {', or '.join(near)}?)" if near else ""
 
 
+def region_of(crop: str) -> tuple[int, int, int, int] | None:
+    """A region as tables of videos hold it, "x,y,width,height" in pixels of the frame, or "" for all of it."""
+    if not crop:
+        return None
+    x, y, width, height = (int(value) for value in crop.split(","))
+    return x, y, width, height
+
+
 def _cut(rgb: Tensor, region: tuple[int, int, int, int]) -> Tensor:
     height, width = rgb.shape[:2]
     x, y, region_width, region_height = region

@@ -1,16 +1,23 @@
 """A finished run's heads once more: on the videos that it held out, or on those of other banks."""
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from pipeline.alike import bank_alike, load_alike
 from pipeline.bank import Bank
 from pipeline.bundles import Bundle
+from pipeline.engine import Progress
 from pipeline.errors import UserError
+from pipeline.features import records
+from pipeline.ids import readable
 from pipeline.predictions import in_words
 from pipeline.results import HeldOut, Task
 from pipeline.segments import IGNORED
@@ -19,12 +26,13 @@ from pipeline.sources import source_path
 from pipeline.targets import Targets
 
 
-def banks_of(config: Mapping[str, Any], run: Path) -> list[Path]:
+def banks_of(config: Mapping[str, Any], run: Path, *, remedy: str) -> list[Path]:
     """Where the banks of a run lay when it was trained.
 
     Args:
         config: its config.json.
         run: its folder.
+        remedy: what to do where they lie elsewhere now.
 
     Raises:
         UserError: one of them is not there any more.
@@ -32,10 +40,7 @@ def banks_of(config: Mapping[str, Any], run: Path) -> list[Path]:
     paths = [Path(source_path(bank["path"])) for bank in config["data"]["banks"]]
     for path in paths:
         if not path.exists():
-            raise UserError(
-                f"{run} was trained on {path}, which is not there any more; give where it lies now: "
-                f"`framebank evaluate {run} BANK`."
-            )
+            raise UserError(f"{run} was trained on {path}, which is not there any more; {remedy}.")
     return paths
 
 
@@ -46,6 +51,50 @@ def is_own(config: Mapping[str, Any], banks: Sequence[Bank], held_out: Sequence[
     """
     trained = [bank["fingerprint"] for bank in config["data"]["banks"]]
     return trained == [bank.fingerprint for bank in banks] and set(held_out) <= set(banks[0])
+
+
+@contextmanager
+def embedded_anew(
+    bundle: Bundle,
+    found: pd.DataFrame,
+    banked: Bank,
+    *,
+    device: torch.device,
+    on_progress: Callable[[Progress], None],
+) -> Iterator[Bank]:
+    """A bank of videos by the backbone that was trained with a bundle's head, gone when the context ends.
+
+    Args:
+        bundle: the bundle, with weights of its own.
+        found: the videos, as `find_videos` gives them.
+        banked: the bank that training began with, which has the same frames of them.
+        device: where the backbone runs.
+        on_progress: called a few times a second.
+
+    Raises:
+        UserError: a video cannot be read any more, or has other frames than those that were banked.
+        KeyboardInterrupt: it was interrupted.
+    """
+    (alike,) = load_alike(bundle, (), device=device)
+    rows = banked.catalog.set_index("id").loc[found["id"]]
+    partial = bool((rows["partial"] != "").any())
+    with tempfile.TemporaryDirectory(prefix="framebank-") as folder:
+        path = Path(folder) / "anew.h5"
+        if bank_alike(path, found, alike, device=device, allow_partial=partial, on_progress=on_progress):
+            raise KeyboardInterrupt
+        with Bank(path) as anew:
+            reasons = {row["id"]: row["reason"] for row in records(anew.failures)}
+            for video in set(anew) - set(reasons):
+                now, before = anew.frame_index(video), banked.frame_index(video)
+                if not np.array_equal(now, before):
+                    reasons[video] = f"{len(now)} frames are taken from it now, others than the {len(before)} banked"
+            if reasons:
+                video = min(reasons)
+                raise UserError(
+                    f"{len(reasons)} of {len(found)} videos are not what was banked, e.g. {readable(video)}: "
+                    f"{reasons[video]}. Restore the files, or fine-tune again."
+                )
+            yield anew
 
 
 def in_terms_of(bundle: Bundle, targets: Targets) -> Targets:

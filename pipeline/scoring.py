@@ -1,15 +1,18 @@
-"""A trained head -> its predictions of videos: batch by batch, long videos in chunks, several crops averaged."""
+"""A trained head -> its predictions of videos: batch by batch, long videos in chunks, several crops averaged.
+
+Of several ranks each scores its share of the videos, and all have all predictions.
+"""
 
 from collections.abc import Iterator
-from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from pipeline import ranks
 from pipeline.errors import UserError
-from pipeline.heads import Head
+from pipeline.heads import SequenceModel
 from pipeline.layout import alone
 from pipeline.long_sequences import RawRead, score_in_chunks
 from pipeline.objectives import Objective, TargetRows
@@ -20,13 +23,12 @@ from pipeline.sequences import Batch, Sequences, buckets
 CHUNK_STEPS = 4096  # a longer video is scored in such chunks
 OVERLAPS = 4  # chunks of a bidirectional head see 1 / OVERLAPS of their length more on either side
 BATCH_SIZE, MAX_STEPS = 64, 32768
-_BATCH_BYTES = 512 << 20  # of features on the device at once; only maps make so few rows so large
 
 Scores = np.ndarray | list[np.ndarray]
 
 
 def score(
-    head: Head,
+    head: SequenceModel,
     sequences: Sequences,
     videos: np.ndarray,
     objective: Objective,
@@ -54,13 +56,15 @@ def score(
     head, sequences = head.to(device), sequences.to(device)
     gathered = Gathered(sequences, objective, head.outputs)
     for draw in range(selection.test_crops):
-        for batch, output in outputs(head, sequences, videos, selection, draw=draw, chunk_steps=chunk_steps):
+        shared = ranks.share(videos)
+        for batch, output in outputs(head, sequences, shared, selection, draw=draw, chunk_steps=chunk_steps):
             gathered.add(batch, output)
+    gathered.over_ranks()
     return gathered.of(videos)
 
 
 def evaluate(
-    head: Head,
+    head: SequenceModel,
     sequences: Sequences,
     videos: np.ndarray,
     targets: TargetRows,
@@ -71,11 +75,12 @@ def evaluate(
 ) -> tuple[float, Scores]:
     """The mean loss of videos in one draw of the selection, and their predictions; all is on one device already."""
     gathered = Gathered(sequences, objective, head.outputs)
-    sums = []
-    for batch, output in outputs(head, sequences, videos, selection, draw=0, chunk_steps=chunk_steps):
+    sums = [torch.zeros(2, device=sequences.device)]
+    for batch, output in outputs(head, sequences, ranks.share(videos), selection, draw=0, chunk_steps=chunk_steps):
         sums.append(torch.stack(objective.loss_sum(output, targets.of(batch))))
         gathered.add(batch, output)
-    loss, weight = torch.stack(sums).double().sum(dim=0).tolist()
+    gathered.over_ranks()
+    loss, weight = ranks.sum_(torch.stack(sums).double().sum(dim=0)).tolist()
     return loss / weight if weight else float("nan"), gathered.of(videos)
 
 
@@ -98,6 +103,11 @@ class Gathered:
         self.sums.index_add_(0, rows, scores)
         self.draws.index_add_(0, rows, torch.ones(len(rows), device=scores.device))
 
+    def over_ranks(self) -> None:
+        """Take in what all ranks have, after the last batch; all of them must come here."""
+        ranks.sum_(self.sums)
+        ranks.sum_(self.draws)
+
     def of(self, videos: np.ndarray) -> Scores:
         """The means of some videos (see `score`)."""
         draws = self.draws.cpu().numpy()
@@ -116,10 +126,10 @@ class Gathered:
 
 @torch.no_grad()
 def outputs(
-    head: Head, sequences: Sequences, videos: np.ndarray, selection: Selection, *, draw: int, chunk_steps: int
+    head: SequenceModel, sequences: Sequences, videos: np.ndarray, selection: Selection, *, draw: int, chunk_steps: int
 ) -> Iterator[tuple[Batch, Tensor | PackedSequence]]:
     """What the head gives for videos without dropout, batch by batch; a batch of a long video is the video alone."""
-    at_once = rows_at_once(sequences.feature_shape, MAX_STEPS)
+    at_once = min(MAX_STEPS, sequences.most_rows)
     chunk = min(chunk_steps, at_once)
     chosen = chosen_rows(sequences, videos, selection, draw=draw)
     lengths = lengths_of(sequences, videos, chosen)
@@ -138,7 +148,7 @@ def outputs(
 
 
 def _in_chunks(
-    head: Head, sequences: Sequences, video: int, chosen: np.ndarray | None, chunk: int
+    head: SequenceModel, sequences: Sequences, video: int, chosen: np.ndarray | None, chunk: int
 ) -> tuple[Batch, Tensor | PackedSequence]:
     steps = np.arange(sequences.lengths[video]) if chosen is None else chosen
     read = reading(sequences, video, steps)
@@ -170,8 +180,3 @@ def chosen_rows(
 def lengths_of(sequences: Sequences, videos: np.ndarray, chosen: list[np.ndarray] | None) -> np.ndarray:
     """(b,) int64: how many rows of each video are taken."""
     return sequences.lengths[videos] if chosen is None else np.array([len(steps) for steps in chosen], np.int64)
-
-
-def rows_at_once(feature_shape: tuple[int, ...], wanted: int) -> int:
-    """`wanted` rows of a batch, or as many as take half a gigabyte: 1,500 maps of 512 x 13 x 13."""
-    return max(1, min(wanted, _BATCH_BYTES // (4 * prod(feature_shape))))

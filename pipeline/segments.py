@@ -72,7 +72,7 @@ def clocks(bank: Bank, ids: Iterable[str] | None = None) -> dict[str, Clock]:
     return made
 
 
-def find_videos(known_as: Mapping[str, Sequence[str]], ids: Iterable[str]) -> dict[str, str | None]:
+def ids_meant(known_as: Mapping[str, Sequence[str]], ids: Iterable[str]) -> dict[str, str | None]:
     """Which video is meant: by its id, with or without suffix, with more or fewer folders in front.
 
     Args:
@@ -145,7 +145,7 @@ def place(spans: Spans, clocks: Mapping[str, Clock], *, exclusive: bool, allow: 
         UserError: one of these is there and not allowed, with count and example; a name fits several videos; two names
             for one video; seconds for a video without a clock.
     """
-    ids = find_videos(spans.names, clocks)
+    ids = ids_meant(spans.names, clocks)
     videos: dict[str, str] = {}
     for video, video_id in ids.items():
         if video_id is not None and videos.setdefault(video_id, video) != video:

@@ -19,9 +19,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.bank import Bank
 from pipeline.errors import UserError
-from pipeline.joined_banks import TIME_TOLERANCE_SECONDS, Reader, Stream, columns_of, common_ids, common_seconds
+from pipeline.joined_banks import TIME_TOLERANCE_SECONDS, Reader, Rows, Stream, columns_of, common_ids, common_seconds
 
 _READ_AHEAD = 2  # batches
+_BATCH_BYTES = 512 << 20  # of features on the device at once; only maps make so few rows so large
 _LOAD_ROWS = 4096  # at once, so that a long video is not in memory twice
 _POOL_BATCHES = 8  # within which videos are sorted: enough to be alike, few enough to meet others every epoch
 _Steps = Sequence[np.ndarray] | None
@@ -76,7 +77,7 @@ def _layout(offsets: np.ndarray, lengths: np.ndarray, steps: _Steps) -> _Layout:
 
 
 class Sequences:
-    """Embedding sequences of B videos with N rows in all.
+    """Embedding sequences of B videos with N rows in all; or their frames (see `pipeline.video_frames`).
 
     Attributes:
         ids: of the B videos.
@@ -86,6 +87,7 @@ class Sequences:
         device: where batches go.
         streamed: whether the rows stay in their banks until they are asked for.
         notes: lines worth telling the user: what was left out.
+        most_rows: of a batch at most, for memory's sake.
     """
 
     def __init__(
@@ -96,7 +98,10 @@ class Sequences:
         *,
         notes: Sequence[str] = (),
         device: torch.device | None = None,
+        most_rows: int | None = None,
+        varied: Callable[[int], "Sequences"] | None = None,
     ) -> None:
+        """`most_rows`: None takes as many as half a gigabyte holds. `varied`: see `in_epoch`."""
         self.ids = tuple(ids)
         self.lengths = np.array([len(times) for times in seconds], np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -106,6 +111,8 @@ class Sequences:
         self.notes = tuple(notes)
         self._seconds = tuple(seconds)
         self._rows = rows
+        self.most_rows = most_rows or max(1, _BATCH_BYTES // (4 * prod(self.feature_shape)))
+        self._varied = varied
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -125,7 +132,32 @@ class Sequences:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
             if free is None or rows.nbytes <= free // 2:
                 rows = rows.to(device)
-        return type(self)(self.ids, self._seconds, rows, notes=self.notes, device=device)
+        varied = self._varied
+        return type(self)(
+            self.ids,
+            self._seconds,
+            rows,
+            notes=self.notes,
+            device=device,
+            most_rows=self.most_rows,
+            varied=None if varied is None else lambda epoch: varied(epoch).to(device),
+        )
+
+    def varying(self, varied: Callable[[int], "Sequences"]) -> Self:
+        """The same sequences, but what training sees in an epoch is `varied(epoch)`."""
+        return type(self)(
+            self.ids,
+            self._seconds,
+            self._rows,
+            notes=self.notes,
+            device=self.device,
+            most_rows=self.most_rows,
+            varied=varied,
+        )
+
+    def in_epoch(self, epoch: int) -> "Sequences":
+        """What training sees in an epoch, from 1: the same videos with as many rows, themselves unless they vary."""
+        return self if self._varied is None else self._varied(epoch)
 
     def read(self, video: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows `start` to `stop` of one video, (n, *feature_shape) float32.
@@ -140,7 +172,7 @@ class Sequences:
             rows = self._rows[offset + start : offset + stop]
         else:
             rows = self._rows.submit(lambda reader: reader.read(video, np.arange(start, stop))).result()
-        return rows.to(self.device, torch.float32)
+        return _ready(rows, self.device)
 
     def batch(self, videos: np.ndarray, steps: _Steps = None) -> Batch:
         """Pack some videos.
@@ -181,12 +213,12 @@ class Sequences:
             for _, _, data in ahead:
                 data.cancel()
 
-    def _reading(self, videos: np.ndarray, steps: _Steps, layout: _Layout) -> Callable[[Reader], torch.Tensor]:
+    def _reading(self, videos: np.ndarray, steps: _Steps, layout: _Layout) -> Callable[[Rows], torch.Tensor]:
         """What the reading thread is to do for one batch: its data in packed order."""
         wanted = [np.arange(length) for length in self.lengths[videos]] if steps is None else steps
 
-        def read(reader: Reader) -> torch.Tensor:
-            pieces = [reader.read(int(video), rows) for video, rows in zip(videos, wanted, strict=True)]
+        def read(reader: Rows) -> torch.Tensor:
+            pieces = reader.read_all(list(zip(videos.tolist(), wanted, strict=True)))
             return torch.cat(pieces).index_select(0, torch.from_numpy(layout.local))
 
         return read
@@ -201,8 +233,13 @@ class Sequences:
             data = self._rows.index_select(0, places)
         indices = indices.to(self.device)
         rows, order, back = indices.split([count, len(layout.order), len(layout.order)])
-        packed = PackedSequence(data.to(self.device, torch.float32), torch.from_numpy(layout.batch_sizes), order, back)
+        packed = PackedSequence(_ready(data, self.device), torch.from_numpy(layout.batch_sizes), order, back)
         return Batch(videos, packed, rows)
+
+
+def _ready(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Rows on a device: embeddings as float32, frames as the uint8 that they are."""
+    return rows.to(device, torch.uint8 if rows.dtype == torch.uint8 else torch.float32)
 
 
 def load_sequences(
@@ -211,14 +248,16 @@ def load_sequences(
     *,
     spatial: str | None = None,
     memory_bytes: int | None = None,
+    most_rows: int | None = None,
 ) -> Sequences:
     """Load the sequences of some videos, features of several banks concatenated per row.
 
     Args:
         banks: one or more, which must agree on the number of rows of a video and on their times.
         ids: of the videos, in this order; None takes all, in the order of the catalog.
-        spatial: what becomes of (C, H, W) maps, one of `SPATIAL`.
+        spatial: what becomes of (C, H, W) maps, one of `SPATIAL`, or `MAPS`.
         memory_bytes: what the rows may take; None allows half of the memory that is available now. More is streamed.
+        most_rows: of a batch at most, as in `Sequences`.
 
     Raises:
         UserError: banks that don't fit together or to `spatial`, unknown ids, features that cannot be read or are not
@@ -238,8 +277,8 @@ def load_sequences(
     lengths = np.array([len(times) for times in seconds], np.int64)
     reader = Reader(columns, chosen, lengths)
     size = int(lengths.sum()) * prod(reader.feature_shape) * reader.dtype.itemsize
-    if size > (_available_bytes() // 2 if memory_bytes is None else memory_bytes):
-        return Sequences(chosen, seconds, Stream(reader), notes=notes)
+    if size > (available_bytes() // 2 if memory_bytes is None else memory_bytes):
+        return Sequences(chosen, seconds, Stream(reader), notes=notes, most_rows=most_rows)
     flat = torch.empty((int(lengths.sum()), *reader.feature_shape), dtype=getattr(torch, reader.dtype.name))
     try:
         for video, (start, length) in enumerate(zip(np.cumsum(lengths) - lengths, lengths, strict=True)):
@@ -247,10 +286,10 @@ def load_sequences(
                 flat[start + piece[0] : start + piece[-1] + 1] = reader.read(video, piece)
     finally:
         reader.close()
-    return Sequences(chosen, seconds, flat, notes=notes)
+    return Sequences(chosen, seconds, flat, notes=notes, most_rows=most_rows)
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Memory that can be taken without swapping: what Linux says, within a container's limit; elsewhere all of it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

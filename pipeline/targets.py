@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.frame_labels import read_spans
 from pipeline.ids import readable
 from pipeline.sampling import nearest
-from pipeline.segments import IGNORED, TOLERANCE_SECONDS, Clock, clocks, find_videos, place, rows_of
+from pipeline.segments import IGNORED, TOLERANCE_SECONDS, Clock, clocks, ids_meant, place, rows_of
 from pipeline.tables import LARGEST, column_of, numbers, read_table
 from pipeline.videos import label_order
 
@@ -338,7 +338,7 @@ def _target_column(path: Path, table: pd.DataFrame, column: str | None, others: 
 
 def _found_ids(named: pd.Series, ids: Sequence[str], name: str) -> tuple[pd.Series, list[str]]:
     """The ids that the names of rows mean, by line, without the rows of other videos; and notes on these."""
-    known = find_videos({text: (text,) for text in named.unique()}, ids)
+    known = ids_meant({text: (text,) for text in named.unique()}, ids)
     strangers = [text for text, video_id in known.items() if video_id is None]
     if strangers and len(strangers) == len(known):
         example = f"{ids[0]!r}" if len(ids) else "nothing"

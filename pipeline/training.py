@@ -5,7 +5,7 @@ is kept, the temperature and the thresholds from the validation part; fusion fro
 both. The test part is not touched.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.svm import LinearSVC
+from torch import Tensor
 
 from pipeline import runs
 from pipeline.bundles import Bundle, Member, load_bundle, save_bundle, score_bundle
@@ -79,12 +80,26 @@ def train_fold(
     if plan.fusion == "svm":
         bundle = replace(bundle, fusion="svm", svm=_fit_svm(material, fold, plan))
     if fold.validation and bundle.kind != "value":
-        bundle = _calibrate(bundle, material, fold, plan.device)
-    write_csv(folder / "metrics.csv", pd.DataFrame(history))
-    save_bundle(folder, bundle)
+        bundle = calibrate(bundle, material, fold, plan.device)
+    finish_fold(folder, bundle, history)
+    return bundle, history, notes
+
+
+def finish_fold(
+    folder: Path, bundle: Bundle, history: Sequence[Mapping[str, Any]], backbone: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write what came of a fold, the bundle last, and remove the checkpoints.
+
+    Args:
+        folder: of the fold.
+        bundle: its heads, and what makes predictions of their outputs.
+        history: a row per epoch and head.
+        backbone: its tensors, if it was trained with the head.
+    """
+    write_csv(folder / "metrics.csv", pd.DataFrame(list(history)))
+    save_bundle(folder, bundle, backbone)
     for checkpoint in (*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*")):
         checkpoint.unlink()
-    return bundle, history, notes
 
 
 def _fit_members(
@@ -160,8 +175,8 @@ def _fit_svm(material: Material, fold: Fold, plan: Plan) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def _calibrate(bundle: Bundle, material: Material, fold: Fold, device: torch.device) -> Bundle:
-    """The bundle with the temperature, and the thresholds of labels, that suit the validation part."""
+def calibrate(bundle: Bundle, material: Material, fold: Fold, device: torch.device) -> Bundle:
+    """A bundle with the temperature, and the thresholds of labels, that suit the validation part."""
     scores = score_bundle(bundle, material.sequences, material.positions(fold.validation), device=device)
     targets = [material.targets.values[video] for video in fold.validation]
     if bundle.per_frame:

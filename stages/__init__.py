@@ -5,6 +5,7 @@ extract     make extract     videos                       a bank (data/<name>.h5
 describe    make describe    a bank                       a description on the terminal, or CSV
 keep                         banks                        one packed or merged bank, or one without some videos
 train_head  make train-head  a bank, or several           a run folder (data/<name>-head)
+finetune    make finetune    videos, a run                a run folder (data/<name>-finetuned)
 evaluate                     a run, or a run and banks    scores on the terminal, or JSON
 predict                      a run and videos             labels on the terminal, CSV, JSON, segments
 compare                      runs                         a table on the terminal, CSV or JSON
@@ -14,7 +15,10 @@ demo        make demo        nothing                      data/samples/, data/sa
 cli             the command `framebank`: one call of a stage per command, exit status out
 options         what the commands can be told: what they share, and extract
 head_options    what train-head can be told
+finetune_options  what finetune can be told
 console         what the person at the terminal sees while a stage runs
 summary         what extract says before it begins and at its end
-training_words  what train-head says, before it begins and at its end
+training_run    what train-head and finetune have in common: training, scoring, the run folder
+training_words  what they say, before they begin and at their end
+finetune_words  what finetune says besides
 """

@@ -9,14 +9,14 @@ import io
 import os
 import signal
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import UserError
-from stages.head_options import HEAD, SPLITS, STEPS, TARGET_FILES, TARGETS, TRAINING
+from stages.finetune_options import FINETUNE
+from stages.head_options import HEAD, SPLITS, STEPS, TARGET_FILES, TARGETS, TRAINING, learning_of
 from stages.options import (
     BACKBONE,
     BANK,
@@ -54,7 +54,7 @@ class _Group(click.Group):
         except UserError as error:
             raise _Refusal(str(error)) from error
         except KeyboardInterrupt:
-            resumable = ctx.invoked_subcommand == "train-head"
+            resumable = ctx.invoked_subcommand in ("train-head", "finetune")
             click.echo("Interrupted." + " The same command goes on." * resumable, err=True)
             raise SystemExit(130) from None
         except BrokenPipeError:  # the reader of our output (head, less) has seen enough
@@ -123,7 +123,8 @@ def extract(stride: int | None, fps: float | None, frames: int | None, **options
 
     if sum(value is not None for value in (stride, fps, frames)) > 1:
         raise click.UsageError("--stride, --fps and --frames exclude one another; give one of them")
-    sampling = Sampling(stride=stride or 1, fps=fps, frames=frames)
+    asked = stride or fps or frames
+    sampling = Sampling(stride=stride or 1, fps=fps, frames=frames) if asked else None
     raise SystemExit(run(ExtractConfig(sampling=sampling, **options)))
 
 
@@ -143,7 +144,33 @@ def train_head(**options: Any) -> None:
     """
     from stages.train_head import TrainHeadConfig, run
 
-    raise SystemExit(run(_train_head_config(TrainHeadConfig, options)))
+    raise SystemExit(run(learning_of(TrainHeadConfig, options)))
+
+
+@main.command(cls=Headed, short_help="Train backbone and head end to end.")
+@click.argument("data", type=DATA)
+@click.option(
+    "-o", "--out", type=DATA, required=True, metavar="RUN2", help="The run folder. A run that was stopped goes on."
+)
+@FINETUNE
+def finetune(**options: Any) -> None:
+    """Unfreeze the backbone of a head and train both on the videos in DATA.
+
+    With --head RUN it starts from the head of a finished run, on the same split; DATA is what the head's bank was made
+    of. What stays frozen is computed once, if it can be. Without --head it starts from scratch: the videos are banked
+    with the --weights, which also sees what can be read, and new heads are trained with the backbone.
+
+    Several GPUs: torchrun --nproc-per-node N -m stages.cli finetune ...
+    """
+    from pipeline import ranks
+    from stages import extract, finetune, finetune_options
+
+    first, config = finetune_options.read(extract.ExtractConfig, finetune.FinetuneConfig, options)
+    with ranks.joined():
+        status = 0 if first is None else ranks.same(extract.run(first) if ranks.first() else 0)
+        if status != extract.INTERRUPTED:
+            status = finetune.run(config) or status
+    raise SystemExit(status)
 
 
 @main.command(short_help="Score a finished run again, or on other banks.")
@@ -161,9 +188,10 @@ def train_head(**options: Any) -> None:
 def evaluate(**options: Any) -> None:
     """Score the heads of RUN again on what they did not train on.
 
-    Without BANK these are the run's own held-out videos, each with the head that was trained without it, held against
-    what the run wrote down: exit status 1 if they differ. With BANK it is the final head on the videos of another bank
-    that was made alike; what it trained on is left out. Targets come from where the run's came, unless you say so.
+    Without BANK these are the run's own held-out videos, each with the head that was trained without it (and with its
+    backbone, in a fine-tuned run), held against what the run wrote down: exit status 1 if they differ. With BANK it is
+    the final head on the videos of another bank that was made alike; what it trained on is left out. Targets come from
+    where the run's came, unless you say so.
     """
     from stages.evaluate import EvaluateConfig
     from stages.evaluate import run as stage
@@ -246,54 +274,6 @@ def bench_heads(**options: Any) -> None:
     from stages.bench_heads import BenchHeadsConfig, run
 
     raise SystemExit(run(BenchHeadsConfig(**options)))
-
-
-def _refuse_idle(options: dict[str, Any]) -> None:
-    """Refuse options of train-head that were typed and would change nothing beside the others."""
-    per_frame = options["segments"] is not None or options["frame_values"] is not None
-    steps = per_frame or options["supervise"] != "pooled"
-    given = "--folds" if options["folds"] is not None else "--splits" if options["splits"] is not None else None
-    falls = options["schedule"] in ("step", "plateau")
-    idle = {
-        "pool": "what learns every step pools nothing" if steps else None,
-        "read": None if steps and not per_frame else "it is for --supervise every-step and growing",
-        "momentum": None if options["optimizer"] == "sgd" else "it is for --optimizer sgd",
-        "step_epochs": None if falls else "it is for --schedule step and plateau",
-        "step_factor": None if falls else "it is for --schedule step and plateau",
-        "chunk_steps": None if per_frame else "it is for --segments and --frame-values",
-        "split_column": given and f"{given} decides the parts",
-        "test_share": given and f"{given} decides the parts",
-    }
-    typed = click.get_current_context().get_parameter_source
-    for name, why in idle.items():
-        if why and typed(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} would change nothing: {why}; leave it out")
-
-
-def _train_head_config(kind: Any, options: dict[str, Any]) -> Any:
-    """The flat options of the command line as the nested config of the stage."""
-    from pipeline.heads import HeadConfig
-    from pipeline.optimisation import FitConfig
-    from pipeline.selection import Selection
-
-    _refuse_idle(options)
-
-    def take(config: Any) -> dict[str, Any]:
-        return {field.name: options.pop(field.name) for field in fields(config) if field.name in options}
-
-    rules = {name: name for name in ("stride", "fps", "frames", "tsn", "tail")} | {"window": "crop"}
-    given = [(name, options.pop(name)) for name in rules]
-    given = [(name, amount) for name, amount in given if amount is not None]
-    if len(given) > 1:
-        raise click.UsageError(" and ".join(f"--{name}" for name, _ in given) + " exclude one another; give one")
-    rule, amount = (rules[given[0][0]], given[0][1]) if given else ("all", 0)
-    selection = Selection(rule, amount, options.pop("test_crops"))
-    allow = frozenset(name for name in ("overlap", "unknown", "beyond") if options.pop(f"allow_{name}"))
-    if options["bidirectional"] is None:
-        options["bidirectional"] = options["cell"] != "none"
-    epochs = options.pop("epochs")
-    head, fit = HeadConfig(**take(HeadConfig)), FitConfig(**take(FitConfig))
-    return kind(selection=selection, allow=allow, head=head, fit=fit, epochs=epochs, **options)
 
 
 @main.command(short_help="Look into a bank; --verify reads all of it.")

@@ -16,7 +16,20 @@ from stages.console import Display, interval_words, number, plain_time
 from stages.training_words import head_words
 
 OK = 0
-_SHOWN = ("run", "bank", "task", "split", "head", "metric", "score", "baseline", "difference", "took")
+_SHOWN = (
+    "run",
+    "bank",
+    "task",
+    "split",
+    "head",
+    "backbone",
+    "metric",
+    "score",
+    "baseline",
+    "difference",
+    "frames",
+    "took",
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ def _row(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / 'config.json'} is of another version ({error}); train the run again.") from None
     low, high = results["interval"] or (None, None)
     difference_low, difference_high = results["difference_interval"] or (None, None)
+    trained = asked.get("finetune")
     kinds = {"class": f"{len(task['labels'])} classes", "multilabel": f"{len(task['labels'])} labels", "value": "value"}
     return {
         "run": str(folder),
@@ -73,6 +87,7 @@ def _row(folder: Path) -> dict[str, Any]:
         "task": f"{kinds[task['kind']]} per {'frame' if task['per_frame'] else 'video'}",
         "split": results["split"],
         "head": head_words(head, asked["pca"]) + (f", fused by {asked['fuse']}" if asked["fuse"] != "concat" else ""),
+        "backbone": "frozen" if trained is None else f"{trained['unfreeze']} trained",
         "metric": results["headline"],
         "score": results["score"],
         "score_low": low,
@@ -84,6 +99,8 @@ def _row(folder: Path) -> dict[str, Any]:
         "difference": results["difference"],
         "difference_low": difference_low,
         "difference_high": difference_high,
+        "frames_embedded": results["cost"].get("frames_embedded"),
+        "frames_trained": results["cost"].get("frames_trained"),
         "seconds": results["cost"]["seconds"],
     }
 
@@ -98,13 +115,22 @@ def _words(row: dict[str, Any]) -> dict[str, str]:
     spread = f" ± {number(row['seeds_sd'])}" if row["seeds_sd"] is not None else ""
     sign = "" if row["difference"] is None else f"{row['difference']:+.3f}"
     return {
-        **{name: str(row[name]) for name in ("run", "bank", "task", "split", "head")},
+        **{name: str(row[name]) for name in ("run", "bank", "task", "split", "head", "backbone")},
         "metric": row["metric"].replace("_", " "),
         "score": number(row["score"]) + spread + interval("score"),
         "baseline": f"{number(row['baseline_score'])} {row['best_baseline']}",
         "difference": (sign or "n/a") + interval("difference"),
+        "frames": _frames(row["frames_embedded"], row["frames_trained"]),
         "took": plain_time(row["seconds"]),
     }
+
+
+def _frames(embedded: int | None, trained: int | None) -> str:
+    """ "1,200 embedded, 36,000 trained": frames through the CNN or its frozen part, and frames × epochs through its
+    trained part."""
+    if embedded is None or trained is None:
+        return "n/a"
+    return f"{embedded:,} embedded" + (f", {trained:,} trained" if trained else "")
 
 
 def _table(rows: Sequence[dict[str, str]]) -> list[str]:

@@ -2,19 +2,29 @@
 
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from pipeline import bank as banks
-from pipeline import packing, resuming
+from pipeline import resuming
+from pipeline.alike import own_label, own_settings
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.encoder import choose_batch_size, choose_device, choose_precision
 from pipeline.engine import Progress, ReadOptions
 from pipeline.errors import UserError
-from pipeline.extraction import Encoding, embed, make_encoding, recipe_of, with_region
+from pipeline.extraction import (
+    Encoding,
+    embed,
+    existing_bank,
+    fold_in,
+    latest,
+    make_encoding,
+    recipe_of,
+    with_region,
+)
 from pipeline.features import records
 from pipeline.sampling import Sampling
 from pipeline.sealing import disk_errors
@@ -28,18 +38,22 @@ _ESTIMATE_VIDEOS = 3
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Everything that `framebank extract` can be told; the defaults are those of the command."""
+    """Everything that `framebank extract` can be told; the defaults are those of the command.
+
+    `weights` may be the folder of a fine-tuned run. What of network and frames is None is then as in that run, else the
+    usual: ResNet-50, its default layer, the preset of the weights and its image size, `fit` crop, every whole frame.
+    """
 
     data: Path
     out: Path
-    backbone: str = "resnet50"
+    backbone: str | None = None
     weights: str = "DEFAULT"
     layer: str | None = None
     preset: str | None = None
     image_size: int | None = None
-    fit: str = "crop"
-    crop: str = ""
-    sampling: Sampling = field(default_factory=Sampling)
+    fit: str | None = None
+    crop: str | None = None
+    sampling: Sampling | None = None
     image_fps: float | None = None
     label_from: str | None = None
     group_from: str | None = None
@@ -57,6 +71,20 @@ class ExtractConfig:
     quiet: bool = False
 
 
+class _Network(NamedTuple):
+    """What is asked of network and frames; the defaults are the usual."""
+
+    weights: str
+    backbone: str = "resnet50"
+    layer: str | None = None
+    preset: str | None = None
+    image_size: int | None = None
+    fit: str = "crop"
+    crop: str = ""
+    sampling: Sampling = Sampling()
+    finetuned: bool = False  # the weights are those of a fine-tuned run
+
+
 def run(config: ExtractConfig) -> int:
     """Bank what the bank lacks.
 
@@ -68,23 +96,16 @@ def run(config: ExtractConfig) -> int:
     """
     started = time.monotonic()
     display = Display(quiet=config.quiet)
-    bank = banks.Bank(config.out) if config.out.exists() or banks.sealed_parts(config.out) else None
+    network = _network(config)
+    bank = existing_bank(config.out)
     banked = bank.config if bank is not None else {"recipe": {}, "compute": None}
-    found = _find(config, bank)
+    found = _find(config, network.crop, bank)
     summary.show_found(display, config.data, found)
 
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device, banked["recipe"].get("precision"))
-    backbone = load_backbone(
-        config.backbone,
-        weights=config.weights,
-        layer=config.layer,
-        preset=config.preset,
-        image_size=config.image_size,
-        fit=config.fit,
-        seed=config.seed,
-    )
-    recipe = recipe_of(backbone, config.sampling, crop=config.crop, precision=precision, store=config.store)
+    backbone = _load(network, config.seed)
+    recipe = recipe_of(backbone, network.sampling, crop=network.crop, precision=precision, store=config.store)
     if bank is not None and bank.fingerprint != banks.fingerprint_of(recipe):
         if not bank.only_failures:
             raise UserError(_differing(config.out, backbone, bank, recipe))
@@ -93,12 +114,12 @@ def run(config: ExtractConfig) -> int:
     probed = probe_videos(plan.todo)
     summary.show_plan(display, plan, probed)
     if len(plan.todo):
-        summary.show_recipe(display, backbone, recipe, device.type, preset_named=config.preset is not None)
+        summary.show_recipe(display, backbone, recipe, device.type, preset_named=network.preset is not None)
 
     progress, interrupted = Progress(), False
     if len(plan.todo):
         batch_size = choose_batch_size(config.batch_size, device, banked["compute"])
-        options = ReadOptions(config.sampling, backbone.preprocessing, config.allow_partial)
+        options = ReadOptions(network.sampling, backbone.preprocessing, config.allow_partial)
         data = str(absolute_path(config.data))
         encoding = make_encoding(backbone, recipe, options, device, batch_size, data)
         if config.dry_run:
@@ -106,17 +127,50 @@ def run(config: ExtractConfig) -> int:
             return OK
         with disk_errors(config.out):
             banks.create(config.out, encoding.recorded)
-        interrupted = _extract(display, config.out, plan, probed, encoding, progress, _latest(bank))
+        interrupted = _extract(display, config.out, plan, probed, encoding, progress, latest(bank))
     elif config.dry_run:
         return OK
-    folded = _fold_in(display, config, plan, interrupted)
+    folded = fold_in(config.out, plan, pack=config.pack, in_a_hurry=interrupted, on_note=display.line)
     summary.show_result(display, config.out, plan, progress, folded, time.monotonic() - started)
     if interrupted:
         return INTERRUPTED
     return FAILURES if progress.failures or len(plan.failed) else OK
 
 
-def _find(config: ExtractConfig, bank: banks.Bank | None) -> Found:
+def _network(config: ExtractConfig) -> _Network:
+    """What was asked for, and where nothing was, what the fine-tuned run has that the weights are of, else the usual.
+
+    Raises:
+        UserError: the weights are of a run without weights of its own, or of another backbone.
+    """
+    folder = Path(config.weights)
+    network = _Network(config.weights)
+    if (folder / "model.json").exists() or (folder / "config.json").exists():
+        network = network._replace(**own_settings(folder), finetuned=True)
+        if config.backbone not in (None, network.backbone):
+            raise UserError(
+                f"{folder} has the weights of {network.backbone}, not of {config.backbone}; leave --backbone out."
+            )
+    options = ("backbone", "layer", "preset", "image_size", "fit", "crop", "sampling")
+    asked = {name: getattr(config, name) for name in options}
+    return network._replace(**{name: value for name, value in asked.items() if value is not None})
+
+
+def _load(network: _Network, seed: int) -> Backbone:
+    """The backbone, its weights named after the run where they are of a fine-tuned one."""
+    backbone = load_backbone(
+        network.backbone,
+        weights=network.weights,
+        layer=network.layer,
+        preset=network.preset,
+        image_size=network.image_size,
+        fit=network.fit,
+        seed=seed,
+    )
+    return replace(backbone, weights=own_label(Path(network.weights))) if network.finetuned else backbone
+
+
+def _find(config: ExtractConfig, crop: str, bank: banks.Bank | None) -> Found:
     out = config.out.absolute()
     root = config.data if config.data.is_dir() else config.data.parent
     found = find_videos(
@@ -128,7 +182,7 @@ def _find(config: ExtractConfig, bank: banks.Bank | None) -> Found:
         known=resuming.known_sources(bank, root),
         exclude=(out, banks.parts_folder(out), banks.lock_file(out)),
     )
-    return replace(found, table=with_region(found.table, config.crop, config.image_fps))
+    return replace(found, table=with_region(found.table, crop, config.image_fps))
 
 
 def _differing(out: Path, backbone: Backbone, bank: banks.Bank, recipe: dict[str, Any]) -> str:
@@ -146,11 +200,6 @@ def _differing(out: Path, backbone: Backbone, bank: banks.Bank, recipe: dict[str
     return f"{out} was made differently: {what}. Repeat its settings, or give another --out."
 
 
-def _latest(bank: banks.Bank | None) -> str:
-    """The latest time in a bank, "" where there is none."""
-    return "" if bank is None else max([*bank.catalog["banked"], *bank.failures["when"]], default="")
-
-
 def _extract(
     display: Display,
     out: Path,
@@ -161,28 +210,10 @@ def _extract(
     newer_than: str = "",
 ) -> bool:
     """Run the engine over what is to do. Returns whether it was interrupted."""
-
-    def stopped() -> None:
-        display.line("Stopping: videos in flight are dropped, finished ones sealed.")
-
     whole = encoding.options.sampling == Sampling()
     frames = int(probed["frames_declared"].sum()) if whole and (probed["frames_declared"] > 0).all() else 0
     with display.progress(len(plan.todo), frames) as show:
-        return embed(out, plan.todo, encoding, progress, newer_than=newer_than, on_progress=show, on_stop=stopped)
-
-
-def _fold_in(display: Display, config: ExtractConfig, plan: resuming.Plan, interrupted: bool) -> str:
-    """Make the bank file show everything: packed into it, or linked from it. Returns what is to be said of it."""
-
-    def waiting(holder: str) -> None:
-        display.line(f"Waiting for {holder}, which is packing this bank.")
-
-    with disk_errors(config.out):
-        news: dict[str, Any] = {"updates": plan.updates, "mended": plan.mended, "on_wait": waiting}
-        if config.pack:
-            return packing.fold_in(config.out, **news, in_a_hurry=interrupted)
-        packing.link(config.out, **news)
-        return "linked"
+        return embed(out, plan.todo, encoding, progress, newer_than=newer_than, on_progress=show, on_note=display.line)
 
 
 def _estimate(display: Display, plan: resuming.Plan, probed: pd.DataFrame, encoding: Encoding) -> None:

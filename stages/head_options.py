@@ -1,6 +1,7 @@
 """The options of train-head, in groups: targets, splits, frames, the head, its training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -214,67 +215,134 @@ HEAD = grouped(
         heading="The head",
     ),
 )
-TRAINING = grouped(
-    grouped(
-        _choice(
-            "--supervise",
-            ["pooled", "every-step", "growing"],
-            "pooled",
-            "What learns the video's label: the pooled sequence, every step, or steps with growing weight.",
+
+
+def training(
+    learning_rate: float = 2e-3,
+    max_steps: int = 32768,
+    epochs: int | None = None,
+    epochs_help: str = "Passes over the training videos.  [default: 30, more where they make few steps]",
+    more: Sequence[Callable[[Any], Any]] = (),
+) -> Callable[[Any], Any]:
+    """How heads are trained, and models that end in one, with the defaults that differ."""
+    return grouped(
+        grouped(
+            _choice(
+                "--supervise",
+                ["pooled", "every-step", "growing"],
+                "pooled",
+                "What learns the video's label: the pooled sequence, every step, or steps with growing weight.",
+            ),
+            _choice(
+                "--read", ["last", "mean", "max", "weighted"], "last", "How the trained steps give the prediction."
+            ),
+            _choice(
+                "--loss",
+                ["cross-entropy", "bce", "mse", "huber"],
+                None,
+                "What training makes small.  [default: what fits the target]",
+            ),
+            click.option(
+                "--label-smoothing",
+                type=Real(0, 1, max_open=True),
+                metavar="SHARE",
+                help="Share of a class target that is spread over all classes.  [default: 0.1]",
+            ),
+            _choice("--balance", ["none", "weights", "sampling"], "none", "Make rare classes count as much as others."),
+            _count("--epochs", epochs, epochs_help),
+            _count("--patience", None, "Stop after so many epochs without improvement of the validation part."),
+            click.option(
+                "--monitor",
+                default="loss",
+                show_default=True,
+                metavar="METRIC",
+                help="What of the validation part chooses the epoch: loss, or a metric such as macro_f1.",
+            ),
+            _count("--batch-size", 16, "Videos per step of the optimiser."),
+            _count("--max-steps", max_steps, "Frames per step, at most (one video may have more)."),
+            _count(
+                "--chunk-steps", 256, "Longer videos with a label per frame are trained in chunks of so many frames."
+            ),
+            _seed("--seed", "Seed of first weights, order and dropout."),
+            _count("--seeds", 1, "Train with so many seeds and give mean and spread."),
+            heading="Training",
         ),
-        _choice("--read", ["last", "mean", "max", "weighted"], "last", "How the trained steps give the prediction."),
-        _choice(
-            "--loss",
-            ["cross-entropy", "bce", "mse", "huber"],
-            None,
-            "What training makes small.  [default: what fits the target]",
+        grouped(
+            _choice("--optimizer", ["adamw", "sgd"], "adamw", "How weights are changed."),
+            _above_zero("--learning-rate", learning_rate, "Learning rate at its peak."),
+            _share("--momentum", 0.9, "Momentum of sgd."),
+            click.option(
+                "--weight-decay", type=Real(min=0), default=1e-2, show_default=True, metavar="X", help="Pull towards 0."
+            ),
+            _choice(
+                "--schedule", ["constant", "cosine", "step", "plateau"], "cosine", "Learning rate over the epochs."
+            ),
+            _share("--warmup", 0.1, "Share of the training in which the learning rate rises first."),
+            _count("--step-epochs", 10, "Epochs before step and plateau lower the rate."),
+            click.option(
+                "--step-factor",
+                type=Real(0, 1, min_open=True, max_open=True),
+                default=0.5,
+                show_default=True,
+                metavar="X",
+                help="By which they multiply it.",
+            ),
+            _above_zero("--clip-norm", 1.0, "Gradients are clipped to this norm."),
+            _above_zero("--clip-value", None, "And then to this value each."),
+            *more,
+            heading="Optimiser",
         ),
-        click.option(
-            "--label-smoothing",
-            type=Real(0, 1, max_open=True),
-            metavar="SHARE",
-            help="Share of a class target that is spread over all classes.  [default: 0.1]",
-        ),
-        _choice("--balance", ["none", "weights", "sampling"], "none", "Make rare classes count as much as others."),
-        _count("--epochs", None, "Passes over the training videos.  [default: 30, more where they make few steps]"),
-        _count("--patience", None, "Stop after so many epochs without improvement of the validation part."),
-        click.option(
-            "--monitor",
-            default="loss",
-            show_default=True,
-            metavar="METRIC",
-            help="What of the validation part chooses the epoch: loss, or a metric such as macro_f1.",
-        ),
-        _count("--batch-size", 16, "Videos per step of the optimiser."),
-        _count("--max-steps", 32768, "Frames per step, at most (one video may have more)."),
-        _count("--chunk-steps", 256, "Longer videos with a label per frame are trained in chunks of so many frames."),
-        _seed("--seed", "Seed of first weights, order and dropout."),
-        _count("--seeds", 1, "Train with so many seeds and give mean and spread."),
-        heading="Training",
-    ),
-    grouped(
-        _choice("--optimizer", ["adamw", "sgd"], "adamw", "How weights are changed."),
-        _above_zero("--learning-rate", 2e-3, "Learning rate at its peak."),
-        _share("--momentum", 0.9, "Momentum of sgd."),
-        click.option(
-            "--weight-decay", type=Real(min=0), default=1e-2, show_default=True, metavar="X", help="Pull towards 0."
-        ),
-        _choice("--schedule", ["constant", "cosine", "step", "plateau"], "cosine", "Learning rate over the epochs."),
-        _share("--warmup", 0.1, "Share of the training in which the learning rate rises first."),
-        _count("--step-epochs", 10, "Epochs before step and plateau lower the rate."),
-        click.option(
-            "--step-factor",
-            type=Real(0, 1, min_open=True, max_open=True),
-            default=0.5,
-            show_default=True,
-            metavar="X",
-            help="By which they multiply it.",
-        ),
-        _above_zero("--clip-norm", 1.0, "Gradients are clipped to this norm."),
-        _above_zero("--clip-value", None, "And then to this value each."),
-        click.option("--amp", is_flag=True, help="Mixed precision (bfloat16), on a GPU."),
-        heading="Optimiser",
-    ),
-    DEVICE,
-    QUIET,
-)
+        DEVICE,
+        QUIET,
+    )
+
+
+TRAINING = training(more=(click.option("--amp", is_flag=True, help="Mixed precision (bfloat16), on a GPU."),))
+
+
+def _refuse_idle(options: dict[str, Any]) -> None:
+    """Refuse options of train-head that were typed and would change nothing beside the others."""
+    per_frame = options["segments"] is not None or options["frame_values"] is not None
+    steps = per_frame or options["supervise"] != "pooled"
+    given = "--folds" if options["folds"] is not None else "--splits" if options["splits"] is not None else None
+    falls = options["schedule"] in ("step", "plateau")
+    idle = {
+        "pool": "what learns every step pools nothing" if steps else None,
+        "read": None if steps and not per_frame else "it is for --supervise every-step and growing",
+        "momentum": None if options["optimizer"] == "sgd" else "it is for --optimizer sgd",
+        "step_epochs": None if falls else "it is for --schedule step and plateau",
+        "step_factor": None if falls else "it is for --schedule step and plateau",
+        "chunk_steps": None if per_frame else "it is for --segments and --frame-values",
+        "split_column": given and f"{given} decides the parts",
+        "test_share": given and f"{given} decides the parts",
+    }
+    typed = click.get_current_context().get_parameter_source
+    for name, why in idle.items():
+        if why and typed(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} would change nothing: {why}; leave it out")
+
+
+def learning_of(kind: Any, options: dict[str, Any]) -> Any:
+    """The flat options of the command line as a nested config of some `kind`: `Learning`, or one that has more."""
+    from pipeline.heads import HeadConfig
+    from pipeline.optimisation import FitConfig
+    from pipeline.selection import Selection
+
+    _refuse_idle(options)
+
+    def take(config: Any) -> dict[str, Any]:
+        return {field.name: options.pop(field.name) for field in fields(config) if field.name in options}
+
+    rules = {name: name for name in ("stride", "fps", "frames", "tsn", "tail")} | {"window": "crop"}
+    given = [(name, options.pop(name)) for name in rules]
+    given = [(name, amount) for name, amount in given if amount is not None]
+    if len(given) > 1:
+        raise click.UsageError(" and ".join(f"--{name}" for name, _ in given) + " exclude one another; give one")
+    rule, amount = (rules[given[0][0]], given[0][1]) if given else ("all", 0)
+    selection = Selection(rule, amount, options.pop("test_crops"))
+    allow = frozenset(name for name in ("overlap", "unknown", "beyond") if options.pop(f"allow_{name}"))
+    if options["bidirectional"] is None:
+        options["bidirectional"] = options["cell"] != "none"
+    epochs = options.pop("epochs")
+    head, fit = HeadConfig(**take(HeadConfig)), FitConfig(**take(FitConfig))
+    return kind(selection=selection, allow=allow, head=head, fit=fit, epochs=epochs, **options)

@@ -32,9 +32,9 @@ DATA = _Path(path_type=Path)
 _OPTION_COLUMN = 30  # letters; the text of an option with a longer name begins below it
 
 
-def _region(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+def _region(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     if not value:
-        return ""
+        return value
     try:
         x, y, width, height = (int(part) for part in value.split(","))
     except ValueError:
@@ -113,14 +113,8 @@ WHAT = grouped(
     ),
     heading="Data",
 )
-BACKBONE = grouped(
-    click.option("--backbone", default="resnet50", show_default=True, help="Any torchvision classification model."),
-    click.option(
-        "--weights",
-        default="DEFAULT",
-        show_default=True,
-        help=("A torchvision weight name (IMAGENET1K_V2), 'random', or a checkpoint file (.pth, .safetensors)."),
-    ),
+_NAME = click.option("--backbone", help="Any torchvision classification model.  [default: resnet50]")
+_CUT = grouped(
     click.option(
         "--layer",
         help=(
@@ -138,22 +132,33 @@ BACKBONE = grouped(
     click.option(
         "--fit",
         type=click.Choice(["crop", "squash", "pad"]),
-        default="crop",
-        show_default=True,
-        help="How a frame becomes square: cut its middle out, change its aspect, or pad it.",
+        help="How a frame becomes square: cut its middle out, change its aspect, or pad it.  [default: crop]",
     ),
     click.option(
         "--crop",
         callback=_region,
-        default="",
         metavar="X,Y,W,H",
         help=("Use only this region of every frame, in pixels; a manifest's crop_x, crop_y, crop_w, crop_h go first."),
     ),
+)
+BACKBONE = grouped(
+    _NAME,
+    click.option(
+        "--weights",
+        default="DEFAULT",
+        show_default=True,
+        help=(
+            "A torchvision weight name (IMAGENET1K_V2), 'random', a checkpoint file (.pth, .safetensors), or a"
+            " fine-tuned run, which also brings what else of network and frames is not given here."
+        ),
+    ),
+    _CUT,
     click.option(
         "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights."
     ),
     heading="Network",
 )
+NETWORK = grouped(_NAME, _CUT, heading="Network, without --head")
 FRAMES = grouped(
     click.option(
         "--stride", type=click.IntRange(min=1), metavar="N", help="Take every N-th frame.  [default: every frame]"

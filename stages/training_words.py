@@ -1,4 +1,4 @@
-"""What `framebank train-head` says: the task, the split, the head, how training goes, and what came of it."""
+"""What train-head and finetune say: the task, the split, the head, how training goes, and what came of it."""
 
 import shlex
 import sys
@@ -173,14 +173,17 @@ def _progress(display: Display, total: int) -> Iterator[Callable[[int, str], Non
         yield show
 
 
-def show_results(display: Display, out: Path, results: Mapping[str, Any]) -> None:
-    """The headline beside the baselines, the difference and what it means, and where everything lies."""
+def show_results(display: Display, out: Path, results: Mapping[str, Any], what: str = "head") -> None:
+    """The headline beside the baselines, the difference and what it means, and where everything lies.
+
+    `what` was trained, in a word.
+    """
     name = results["headline"]
     display.line()
     unit, units = results["resampled"], results["units"]
     few = ", too few to lean on it" if units < _FEW_UNITS else ""
     display.line(f"{_NAMES[name].capitalize()} on held-out videos (95 % interval: bootstrap of {units} {unit}{few})")
-    rows = [("this head", results["score"], results["interval"])]
+    rows = [(f"this {what}", results["score"], results["interval"])]
     rows += [(known, said["score"], said["interval"]) for known, said in results["baselines"].items()]
     width = max(len(row[0]) for row in rows)
     for known, value, interval in rows:
@@ -191,7 +194,7 @@ def show_results(display: Display, out: Path, results: Mapping[str, Any]) -> Non
         values = ", ".join(number(value) for value in results["seeds"])
         display.line(f"  ({len(results['seeds'])} seeds: {values}; sd {number(results['seeds_sd'])})")
     display.line()
-    display.field("Difference", _verdict(results))
+    display.field("Difference", _verdict(results, what))
     others = {key: value for key, value in results["metrics"].items() if key != name and value is not None}
     display.field("Also", " · ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in others.items()))
     if len(results["folds"]) > 1:
@@ -202,19 +205,20 @@ def show_results(display: Display, out: Path, results: Mapping[str, Any]) -> Non
     display.field("Next", f"framebank predict {shlex.quote(str(out))} VIDEO… labels new videos")
 
 
-def _verdict(results: Mapping[str, Any]) -> str:
+def _verdict(results: Mapping[str, Any], what: str) -> str:
     """The paired difference to the best baseline, in words that do not promise more than the interval does."""
     difference, interval = results["difference"], results["difference_interval"]
     if difference is None:
         return "not defined on these videos"
     how_sure = "" if interval is None else f" {interval_words(interval)}"
-    what = f"{difference:+.3f}{how_sure} against {results['best_baseline']}"
+    said = f"{difference:+.3f}{how_sure} against {results['best_baseline']}"
     lower = "" if higher_is_better(results["headline"]) else " (positive: smaller error)"
     if interval is None:
-        return f"{what}{lower}: too few held out for an interval; --folds tests every video"
+        return f"{said}{lower}: too few held out for an interval; --folds tests every video"
     if interval[0] > 0:
-        return f"{what}{lower}: the head adds something"
+        return f"{said}{lower}: the {what} adds something"
     if interval[1] < 0:
-        advice = " What it knows is scenery: try --no-centre." if results["best_baseline"].endswith(" on mean") else ""
-        return f"{what}{lower}: the baseline is better; the head adds nothing here.{advice}"
-    return f"{what}{lower}: the interval includes 0, so it is not shown that the head adds anything"
+        scenery = what == "head" and results["best_baseline"].endswith(" on mean")
+        advice = " What it knows is scenery: try --no-centre." if scenery else ""
+        return f"{said}{lower}: the baseline is better; the {what} adds nothing here.{advice}"
+    return f"{said}{lower}: the interval includes 0, so it is not shown that the {what} adds anything"

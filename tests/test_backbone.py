@@ -144,6 +144,31 @@ def test_maps_with_channels_last_are_turned() -> None:
     assert torch.equal(averaged.module(images(64)), expected.mean(dim=(2, 3)))
 
 
+def test_tokens_become_a_map_of_one_column() -> None:
+    backbone = load_backbone("vit_b_32", weights="random", layer="encoder.layers.encoder_layer_1")
+    model = seeded("vit_b_32")
+    with torch.no_grad():
+        tokens = input_of(model, model.encoder.layers.encoder_layer_2, images(224))
+    assert tokens.shape == (2, 50, 768)
+    assert backbone.feature_shape == (768, 50, 1)
+    assert torch.equal(backbone.module(images(224)), tokens.transpose(1, 2)[..., None])
+    assert not any("encoder_layer_2" in key for key in backbone.module.state_dict()), "later layers are not computed"
+    averaged = load_backbone("vit_b_32", weights="random", layer="encoder.layers.encoder_layer_1:mean")
+    assert averaged.feature_shape == (768,)
+    torch.testing.assert_close(averaged.module(images(224)), tokens.mean(dim=1))
+
+
+def test_training_mode_does_not_change_the_graph() -> None:
+    """DenseNet's and ViT's functional dropout, and the branches of GoogLeNet, are in the graph for training alone."""
+    backbone = load_backbone("googlenet", weights="random", image_size=64, layer="inception5b")
+    before = backbone.module(images(64))
+    code = backbone.module.net.code
+    backbone.module.train()
+    assert backbone.module.net.code == code
+    backbone.module.eval()
+    assert torch.equal(backbone.module(images(64)), before)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -152,7 +177,10 @@ def test_maps_with_channels_last_are_turned() -> None:
         ({"layer": "flatten:mean"}, r"flatten:mean of resnet18 is not a map but \(N, 512\); leave :mean out"),
         ({"name": "alexnet", "image_size": 32}, r"alexnet does not take 32×32 images \(.*\); its own are 224×224"),
         ({"name": "vit_b_16", "image_size": 192}, r"vit_b_16 takes 224×224 only \(IMAGENET1K_V1\), not 192×192"),
-        ({"name": "vit_b_16", "layer": "encoder.ln"}, r"encoder.ln of vit_b_16 gives \(N, 197, 768\), not \(N, D\)"),
+        (
+            {"name": "vit_b_32", "layer": "encoder.encoder_pos_embedding"},
+            r"encoder.encoder_pos_embedding of vit_b_32 gives \(1 of two images, 50, 768\), not \(N, D\)",
+        ),
         ({"name": "maxvit_t", "image_size": 256}, r"maxvit_t takes 224×224 only"),
         ({"name": "shufflenet_v2_x0_5", "layer": "stage2.0.getattr"}, r"no layer 'stage2.0.getattr'"),
         ({"name": "shufflenet_v2_x0_5", "layer": "stage2.1.chunk"}, r"stage2.1.chunk .* gives a tuple, not \(N, D\)"),

@@ -113,6 +113,31 @@ def test_a_single_run_and_undefined_intervals(tmp_path: Path, capsys: pytest.Cap
     assert not any("[" in line for line in lines)
 
 
+def test_what_trained_besides_the_head_and_over_how_many_frames(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cost = {"seconds": 12.0, "frames_embedded": 1200, "frames_trained": 0}
+    frozen = finished(tmp_path / "frozen", 0.7, cost=cost)
+    tuned = finished(tmp_path / "tuned", 0.8, cost=cost | {"frames_trained": 36000})
+    config = json.loads((tuned / "config.json").read_text())
+    config["config"]["finetune"] = {"data": "/videos", "unfreeze": "features.12", "precision": "fp32"}
+    write_json(tuned / "config.json", config)
+    old = finished(tmp_path / "old", 0.6)
+    assert run(CompareConfig((frozen, tuned, old), csv=tmp_path / "c.csv")) == 0
+    table = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[-4:]]
+    assert table[0] == ["run", "backbone", "score", "difference", "frames"]
+    shown = {Path(line[0]).name: (line[1], line[-1]) for line in table[1:]}
+    assert shown == {
+        "tuned": ("features.12 trained", "1,200 embedded, 36,000 trained"),
+        "frozen": ("frozen", "1,200 embedded"),
+        "old": ("frozen", "n/a"),
+    }
+    kept = pd.read_csv(tmp_path / "c.csv").set_index(pd.Index(["tuned", "frozen", "old"]))
+    assert kept["frames_embedded"].tolist()[:2] == [1200, 1200]
+    assert kept["frames_trained"].tolist()[:2] == [36000, 0]
+    assert kept.loc["old", ["frames_embedded", "frames_trained"]].isna().all()
+
+
 def test_what_the_heads_share_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     heads = {name: HeadConfig(cell=name, centre=True, norm="batch") for name in ("lstm", "gru")}
     folders = [finished(tmp_path / name, 0.7, head=head) for name, head in heads.items()]

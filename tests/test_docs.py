@@ -168,7 +168,7 @@ def test_commands_parse(line: str) -> None:
     _, name, *words = shlex.split(line)
     with main.commands[name].make_context(name, words) as context:
         if name == "extract":  # unknown models, weights and presets raise
-            choose_preset(*(context.params[option] for option in ("backbone", "weights", "preset")))
+            choose_preset(context.params["backbone"] or "resnet50", context.params["weights"], context.params["preset"])
 
 
 @pytest.mark.parametrize("text", [README, SCHEMA], ids=["README", "data/README"])

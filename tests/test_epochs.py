@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.epochs import Portion, portions_of
+from pipeline.epochs import Portion, in_steps, portions_of
 from pipeline.objectives import TargetRows
 from pipeline.optimisation import FitConfig
 from pipeline.selection import Selection
@@ -132,3 +132,27 @@ def test_balanced_sampling_draws_rare_classes_as_often() -> None:
     assert drawn.max() < 300
     rare = torch.tensor(drawn < 20).sum().item()
     assert 110 < rare < 190  # 150 on average, 5 standard deviations around it
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_batches_are_no_larger_than_memory_allows(per_frame: bool) -> None:
+    plain = sequences_of(LENGTHS)
+    seconds = [plain.seconds(video) for video in range(len(plain))]
+    rows = torch.cat([plain.read(video) for video in range(len(plain))])
+    sequences = Sequences(plain.ids, seconds, rows, most_rows=9).to("cpu")
+    targets = framewise(sum(LENGTHS)) if per_frame else class_rows([0, 1, 0, 1, 0, 1, 0])
+    epoch = portions(sequences, targets)
+    assert sum(portion.rows(sequences) for portion in epoch) == sum(LENGTHS)
+    for portion in epoch:
+        assert portion.rows(sequences) <= 9 or (len(portion.videos) == 1 and not per_frame)
+
+
+def test_a_step_has_so_many_portions_that_learn() -> None:
+    learns = [False, True, True, False, False, True, True, True]
+    nobody = Portion(np.zeros(0, np.int64), None)
+    steps = in_steps([nobody._replace(learns=each) for each in learns], 2)
+    assert [[portion.learns for portion in step] for step in steps] == [
+        [False, True, True],
+        [False, False, True, True],
+        [True],
+    ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import frames as frames_module
 from pipeline.errors import VideoError
 from pipeline.frames import Decoded, _mended, probe, read_frames
 from pipeline.sampling import Sampling
@@ -304,3 +305,51 @@ def test_folders_and_images_that_cannot_be_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(VideoError, match="12336×12336 pixels"):
         read(large, kind="images")
+
+
+# --- frames by number ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [ALL, Sampling(stride=5), Sampling(fps=2), Sampling(frames=2)], ids=repr)
+def test_frames_by_number_whatever_the_sampling(tmp_path, sampling):
+    path = make_clip(tmp_path / "a.mp4", frames=20)
+    frames, decoded = read(path, sampling, indices={17, 0, 5, 6})
+    assert levels(frames) == [frame.index for frame in frames] == [0, 5, 6, 17]
+    assert [frame.seconds for frame in frames] == pytest.approx([0, 0.5, 0.6, 1.7])
+    assert decoded.frames_decoded == 18  # nothing is decoded beyond the last
+
+
+def test_frames_by_number_count_from_the_video_even_in_a_span(tmp_path):
+    path = make_clip(tmp_path / "a.mp4", frames=20)
+    frames, _ = read(path, start=0.5, end=1.5, indices=[3, 7, 16])
+    assert levels(frames) == [7]
+
+
+def test_only_frames_that_are_taken_are_converted(tmp_path, monkeypatch):
+    path, converted = make_clip(tmp_path / "a.mp4", frames=20), []
+    to_rgb = frames_module._rgb
+    monkeypatch.setattr(frames_module, "_rgb", lambda *frame: converted.append(1) or to_rgb(*frame))
+    assert levels(read(path, indices=range(9, 12))[0]) == [9, 10, 11]
+    assert len(converted) == 3
+
+
+def test_images_by_number_are_the_only_ones_opened(tmp_path):
+    for index in range(6):
+        Image.fromarray(pattern(index)).save(tmp_path / f"{index}.png")
+    (tmp_path / "3.png").write_bytes(b"broken")
+    frames, _ = read(tmp_path, kind="images", indices={1, 4})
+    assert levels(frames) == [1, 4]
+
+
+def test_numbers_beyond_the_end_are_left_out(tmp_path):
+    path = make_clip(tmp_path / "a.mp4", frames=8)
+    assert levels(read(path, indices={2, 7, 8, 30})[0]) == [2, 7]
+    assert read(path, indices={9})[0] == []
+
+
+def test_numbers_may_be_added_while_frames_are_read(tmp_path):
+    numbers = {1, 3}
+    reading = read_frames(str(make_clip(tmp_path / "a.mp4", frames=12)), "video", ALL, Decoded(), indices=numbers)
+    first = [next(reading), next(reading)]
+    numbers |= {4, 9}
+    assert levels([*first, *reading]) == [1, 3, 4, 9]

@@ -20,7 +20,7 @@ PACKAGE_FILES = [path for path in FILES if path.parts[len(ROOT.parts)] != "tests
 ONLY_IN = {  # an outside world -> the files that may know it
     "h5py": {"pipeline/features.py"},
     "av": {"pipeline/frames.py", "pipeline/samples.py"},
-    "click": {"stages/cli.py", "stages/options.py", "stages/head_options.py"},
+    "click": {"stages/cli.py", "stages/options.py", "stages/head_options.py", "stages/finetune_options.py"},
     "sklearn": {
         "pipeline/baselines.py",
         "pipeline/calibration.py",
@@ -32,7 +32,8 @@ ONLY_IN = {  # an outside world -> the files that may know it
     "matplotlib": {"pipeline/figures.py"},
 }
 PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/demo.py"}
-SHARED_BY_STAGES = {f"stages.{name}" for name in ("console", "options", "head_options", "summary", "training_words")}
+SHARED = ("console", "options", "head_options", "summary", "training_run", "training_words", "finetune_words")
+SHARED_BY_STAGES = {f"stages.{name}" for name in SHARED}
 
 
 def name(path: Path) -> str:

@@ -68,7 +68,7 @@ def test_only_matrices_decay_and_what_is_frozen_stays() -> None:
     model[2].requires_grad_(False)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     config = FitConfig(learning_rate=0.1, weight_decay=0.5)
-    optimizer = optimizer_of(model, config)
+    optimizer = optimizer_of(model.parameters(), config)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     take_step(optimizer, config, 0.5)
@@ -82,7 +82,7 @@ def test_gradients_are_clipped_by_norm_and_then_by_value() -> None:
     model = nn.Module()
     model.weight = weight
     config = FitConfig(optimizer="sgd", learning_rate=1.0, momentum=0, weight_decay=0, clip_norm=1.0, clip_value=0.7)
-    optimizer = optimizer_of(model, config)
+    optimizer = optimizer_of(model.parameters(), config)
     weight.grad = torch.tensor([[30.0], [40.0]])  # norm 50 -> (0.6, 0.8) -> (0.6, 0.7)
     take_step(optimizer, config, 1.0)
     assert weight.flatten().tolist() == pytest.approx([-0.6, -0.7])
@@ -95,7 +95,8 @@ def test_sgd_has_nesterovs_momentum() -> None:
     model = nn.Module()
     model.weight = weight
     config = FitConfig(optimizer="sgd", learning_rate=0.1, weight_decay=0, clip_norm=None)
-    ours, torchs = optimizer_of(model, config), torch.optim.SGD([reference], 0.1, momentum=0.9, nesterov=True)
+    ours = optimizer_of(model.parameters(), config)
+    torchs = torch.optim.SGD([reference], 0.1, momentum=0.9, nesterov=True)
     for gradient in (1.0, -2.0, 3.0):
         weight.grad, reference.grad = torch.full((1, 1), gradient), torch.full((1, 1), gradient)
         take_step(ours, config, 1.0)

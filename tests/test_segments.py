@@ -10,7 +10,7 @@ import pytest
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.frame_labels import Extent, Spans, read_spans
-from pipeline.segments import IGNORED, Clock, clocks, find_videos, place, rows_of, segments_of, smooth
+from pipeline.segments import IGNORED, Clock, clocks, ids_meant, place, rows_of, segments_of, smooth
 from tests.banks import fill
 
 NOTHING = frozenset[str]()
@@ -61,17 +61,17 @@ def test_clocks_count_from_the_first_frame(out: Path):
         ("both.avi", "both.avi"),
     ],
 )
-def test_find_videos(name, expected):
+def test_ids_meant(name, expected):
     ids = ["fight/fi001", "clip.2", "both.mp4", "both.avi", "fight/same", "walk/same"]
-    assert find_videos({0: (name,)}, ids) == {0: expected}
+    assert ids_meant({0: (name,)}, ids) == {0: expected}
 
 
-def test_find_videos_in_doubt():
+def test_ids_meant_in_doubt():
     ids = ["both.mp4", "both.avi", "fight/same", "walk/same"]
     for name, message in (("both", "'both.avi' or 'both.mp4'"), ("same.mp4", "'fight/same' or 'walk/same'")):
         with pytest.raises(UserError, match=message):
-            find_videos({0: (name,)}, ids)
-    assert find_videos({0: ("nowhere", "walk/same")}, ids) == {0: "walk/same"}
+            ids_meant({0: (name,)}, ids)
+    assert ids_meant({0: ("nowhere", "walk/same")}, ids) == {0: "walk/same"}
 
 
 def test_rows_of_against_a_plain_comparison():

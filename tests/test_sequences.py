@@ -387,3 +387,43 @@ def test_the_same_rows_are_so_many_at_the_same_times() -> None:
     assert [same_rows([first, timed([0.0, 0.1001], [0.0, np.nan])], video) for video in range(2)] == [True, True]
     assert [same_rows([first, timed([0.0, 0.2], [0.0])], video) for video in range(2)] == [False, False]
     assert not same_rows([first, first, timed([0.0, 0.1], [0.0, 0.1])], 1)
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 0])
+def test_maps_as_they_are(tmp_path, memory_bytes):
+    videos = videos_of({"a": 3, "b": 5}, (4, 3, 2))
+    sequences = load_sequences(
+        [bank_of(tmp_path / "maps.h5", videos)], spatial=joined_banks.MAPS, memory_bytes=memory_bytes
+    )
+    assert sequences.feature_shape == (4, 3, 2)
+    stored = [torch.from_numpy(one).half().float() for one in videos.values()]
+    assert torch.equal(sequences.read(1), stored[1])
+    assert torch.equal(sequences.batch(np.array([1, 0])).packed.data, pack_sequence(stored[::-1]).data)
+    rows = load_sequences([bank_of(tmp_path / "rows.h5", videos_of({"a": 3}))], spatial=joined_banks.MAPS)
+    assert rows.feature_shape == (8,)  # what is no map stays what it is, too
+
+
+def test_frames_stay_whole_numbers():
+    frames = torch.randint(0, 256, (7, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sequences = Sequences("ab", [np.arange(3) / 10, np.arange(4) / 10], frames).to("cpu")
+    packed = sequences.batch(np.array([0, 1])).packed
+    assert packed.data.dtype == sequences.read(0).dtype == torch.uint8
+    for mine, theirs in zip(unpack_sequence(packed), frames.split([3, 4]), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((8,), 2**24), ((512, 7, 7), 5349), ((2**28,), 1)])
+def test_a_batch_takes_half_a_gigabyte_unless_told(shape, rows):
+    seconds, few = [np.arange(0)], torch.empty(0, *shape)
+    assert Sequences("a", seconds, few).most_rows == rows
+    assert Sequences("a", seconds, few, most_rows=9).to("cpu").most_rows == 9
+
+
+def test_what_training_sees_may_differ_from_epoch_to_epoch():
+    seconds, rows = [np.arange(3) / 10], torch.arange(3.0)[:, None]
+    plain = Sequences("a", seconds, rows, most_rows=2)
+    assert plain.in_epoch(1) is plain
+    varying = plain.varying(lambda epoch: Sequences("a", seconds, rows + 10 * epoch)).to("cpu")
+    assert varying.most_rows == 2
+    assert torch.equal(varying.read(0), rows)
+    assert torch.equal(varying.in_epoch(2).read(0), rows + 20)

@@ -1,0 +1,185 @@
+"""What fine-tuning starts from: a finished run of train-head with its bank, its backbone, its splits and its very
+heads; or a bank of a backbone's first embeddings, and new heads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from pipeline import rescoring, resuming, runs
+from pipeline.alike import load_alike, load_backbone_of
+from pipeline.backbone import Backbone
+from pipeline.bank import Bank
+from pipeline.bundles import Bundle, Member, check_banks, load_bundle
+from pipeline.errors import UserError
+from pipeline.extraction import with_region
+from pipeline.heads import Head
+from pipeline.ids import readable
+from pipeline.learning import Learning, learning_of
+from pipeline.material import Material
+from pipeline.splits import Fold
+from pipeline.standardisation import statistics
+from pipeline.videos import find_videos
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where it begins.
+
+    Attributes:
+        learning: what is learnt, and how.
+        bank: the bank of the backbone's embeddings.
+        backbone: that which made the bank.
+        precision: in which backbone and head will be trained.
+        run: the folder of the run whose heads are taken; None for new ones.
+        notes: lines worth telling the user.
+    """
+
+    learning: Learning
+    bank: Bank
+    backbone: Backbone
+    precision: str
+    run: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    def head(self, material: Material, fold: Fold, seed: int) -> Bundle:
+        """The head that a fold starts from; it has never seen the fold's test part.
+
+        Raises:
+            UserError: the run has no such head.
+        """
+        if self.run is not None:
+            folder = runs.fold_folder(self.run, seed, fold.name)
+            if not (folder / "model.json").exists():
+                raise UserError(
+                    f"{self.run} has no head of fold {fold.name} with seed number {seed + 1}; ask for at most as many "
+                    f"--seeds "
+                    "as it was trained with."
+                )
+            return load_bundle(folder)
+        (sequences,) = material.sequences
+        learning, objective = self.learning, self.learning.objective
+        prepared = statistics(sequences, material.positions(fold.train), learning.head.inputs, pca=learning.pca or None)
+        torch.manual_seed(learning.fit.seed + seed)
+        config = replace(learning.head, steps=objective.steps)
+        head = Head(config, sequences.feature_shape, material.targets.outputs, prepared).eval()
+        return Bundle(
+            (Member(head, material.banks[0], material.spatial),),
+            learning.kind,
+            learning.per_frame,
+            material.targets.labels,
+            objective,
+            learning.selection,
+            min_seconds=learning.min_seconds,
+        )
+
+
+def open_run(run: Path, bank: Bank, weights: Sequence[str], *, device: torch.device, precision: str) -> StartingPoint:
+    """Open a finished run to start from.
+
+    Args:
+        run: its folder.
+        bank: the bank that it was trained on, wherever it lies now.
+        weights: the checkpoint file of the backbone, if it came from one.
+        device: where backbone and head will be trained.
+        precision: that of the backbone; "auto" is that of the bank.
+
+    Raises:
+        UserError: no finished run, one that backbone and head cannot be joined for, another bank, other weights.
+    """
+    config = runs.read_config(run)
+    runs.read_results(run)
+    bundle = load_bundle(run)
+    if bundle.weights is not None:
+        raise UserError(
+            f"{run} is fine-tuned already. To go on from it, bank the videos with it (`framebank extract --weights "
+            f"{run}`), "
+            "train a head on that bank, and fine-tune from there."
+        )
+    read = [made for member in bundle.members for made in member.banks]
+    if len(read) > 1:
+        names = ", ".join(Path(each["path"]).name for each in config["data"]["banks"])
+        raise UserError(
+            f"The head in {run} reads {len(read)} banks ({names}), made by as many backbones or of different files; "
+            f"only a "
+            "head on one bank can be joined with its backbone. Train one with `framebank train-head BANK`."
+        )
+    if "backbone" not in read[0]["config"]["recipe"]:
+        raise UserError(
+            f"The head in {run} was trained on imported features: there is no backbone to join it with. Extract a "
+            f"bank with "
+            "`framebank extract` and train a head on that."
+        )
+    notes = check_banks(bundle, [bank])
+    (alike,) = load_alike(bundle, weights, device=device, precision=precision)
+    learning = replace(learning_of(config["config"]), splits=run / "splits.csv", folds=None)
+    return StartingPoint(learning, bank, alike.backbone, alike.recipe["precision"], run, (*notes, *alike.notes))
+
+
+def open_bank(
+    learning: Learning, bank: Bank, weights: Sequence[str], *, device: torch.device, precision: str
+) -> StartingPoint:
+    """Start from the backbone of a bank, with new heads.
+
+    Args:
+        learning: what is learnt.
+        bank, weights, device, precision: as in `open_run`.
+
+    Raises:
+        UserError: other weights than the bank's.
+    """
+    alike = load_backbone_of(bank, weights, device=device, precision=precision)
+    return StartingPoint(learning, bank, alike.backbone, alike.recipe["precision"], notes=tuple(alike.notes))
+
+
+def bank_of(run: Path, given: Path | None) -> Path:
+    """Where the bank of a run lies. UserError: it is not where it was, and no other place was given."""
+    if given is not None:
+        return given
+    paths = rescoring.banks_of(runs.read_config(run), run, remedy="give where it lies now: --bank BANK")
+    return paths[0]
+
+
+def find_sources(
+    data: Path, bank: Bank, ids: Sequence[str], *, all_files: bool = False, image_fps: float | None = None
+) -> pd.DataFrame:
+    """The files of banked videos: the rows of `find_videos`, in the order of their ids.
+
+    Args:
+        data: folder, manifest or file that the bank was made of, wherever it lies now.
+        bank: the bank.
+        ids: the videos that are needed.
+        all_files: whether files of any suffix are taken.
+        image_fps: rate of image folders.
+
+    Raises:
+        UserError: videos that are not there any more, or that are not what was banked.
+    """
+    known = resuming.known_sources(bank, data if data.is_dir() else data.parent)
+    found = find_videos(data, all_files=all_files, known=known).table.set_index("id", drop=False)
+    catalog = bank.catalog.set_index("id")
+    if lost := [video for video in ids if video not in found.index]:
+        raise UserError(_vanished(lost, ids, f"not in {data}", catalog))
+    table = with_region(found.loc[list(ids)].reset_index(drop=True), bank.config["recipe"]["crop"], image_fps)
+    plan = resuming.plan(table, bank, retry_failed=False)
+    if plan.gone:
+        raise UserError(_vanished(plan.gone, ids, "gone", catalog))
+    if len(plan.todo):
+        raise UserError(
+            f"{len(plan.todo)} of {len(ids)} videos in {data} are not what was banked, e.g. "
+            f"{readable(plan.todo['id'].iloc[0])}: another file, or another span or crop of it. Extract the bank "
+            f"again (only "
+            "what has changed is done), and train the head on it."
+        )
+    return table
+
+
+def _vanished(lost: Sequence[str], ids: Sequence[str], how: str, catalog: pd.DataFrame) -> str:
+    source = str(catalog.at[lost[0], "source"])
+    return (
+        f"{len(lost)} of {len(ids)} videos of the head's run are {how}, e.g. {readable(lost[0])}, which was banked "
+        f"from "
+        f"{source}. Give the folder or manifest that was extracted, with them in it."
+    )
