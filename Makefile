@@ -6,6 +6,7 @@
 #   WEIGHTS=   a torchvision weight name, a checkpoint file, or `random` (default: DEFAULT)
 #   OUT=       the bank (default: data/, the name of DATA, .h5)
 #   RUN=       the run folder of a head (default: data/, the name of the bank, -head)
+#   FINETUNED= the run folder of a fine-tuning (default: data/, the name of the bank, -finetuned)
 #   ARGS=      any further options of the command
 #   PYTHON=    the Python that makes .venv/ (default: python3)
 #   JOBS=      processes that share the tests (default: 2)
@@ -30,16 +31,19 @@ SETTINGS =
 endif
 
 RUN = $(patsubst %.h5,%,$(OUT))-head
+FINETUNED = $(patsubst %.h5,%,$(OUT))-finetuned
 
 BIN = .venv/bin
 quoted = '$(subst ','\'',$(1))'
+# Weights that have a name, or are random, are found by what the bank says of them; a file must be given again.
+AGAIN = $(if $(shell test -f $(call quoted,$(WEIGHTS)) && echo file),--weights $(call quoted,$(WEIGHTS)))
 
 help: ## list the commands (what plain `make` does)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 	@printf '\nVariables, as in: make extract DATA=my_videos ARGS="--fps 5"\n'
 	@awk '/^#   [A-Z]+= / { sub(/^# /, ""); print }' Makefile
 
-demo: .venv/.installed ## make a small sample set, bank it, train a head and evaluate it (no network, no videos needed)
+demo: .venv/.installed ## make a small sample set, bank it, train a head, fine-tune (needs no network, no videos)
 	$(BIN)/framebank demo
 
 extract: .venv/.installed ## bank every frame of the videos in DATA=, into OUT=
@@ -50,6 +54,11 @@ extract: .venv/.installed ## bank every frame of the videos in DATA=, into OUT=
 train-head: .venv/.installed ## train a head on the bank OUT= (default: the sample set's, banked first), into RUN=
 	$(if $(SAMPLES),@$(MAKE) --no-print-directory extract ARGS=)
 	$(BIN)/framebank train-head $(call quoted,$(OUT)) --out $(call quoted,$(RUN)) $(ARGS)
+
+finetune: .venv/.installed ## train the head RUN= further with its backbone, on the videos in DATA=, into FINETUNED=
+	$(if $(SAMPLES),@$(MAKE) --no-print-directory train-head ARGS=)
+	$(BIN)/framebank finetune $(call quoted,$(or $(DATA),$(SAMPLES))) --head $(call quoted,$(RUN)) \
+		--out $(call quoted,$(FINETUNED)) $(AGAIN) $(ARGS)
 
 describe: .venv/.installed ## show what the bank OUT= holds
 	$(BIN)/framebank describe $(call quoted,$(OUT)) $(ARGS)
@@ -85,4 +94,4 @@ clean: ## remove caches and install stamps; .venv/ itself and data/ stay
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-.PHONY: help demo extract train-head describe test test-all check clean
+.PHONY: help demo extract train-head finetune describe test test-all check clean

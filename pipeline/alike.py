@@ -18,7 +18,7 @@ import torch
 from pipeline import bank as banks
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.bank import Bank
-from pipeline.bundles import Bundle, check_recipe, load_bundle
+from pipeline.bundles import BACKBONE_FILE, Bundle, check_recipe, load_bundle
 from pipeline.encoder import choose_batch_size, choose_precision
 from pipeline.engine import Progress, ReadOptions
 from pipeline.errors import UserError
@@ -194,6 +194,8 @@ def _option(weights: str) -> str:
 def _load(made: Mapping[str, Any], given: str | None) -> Backbone:
     """The backbone of a bank's config, with the weights that are given or by the name that the config has for them."""
     weights, seed = given or made["weights"], 0
+    if (Path(weights) / BACKBONE_FILE).is_file():  # the folder of a fine-tuned run
+        weights = str(Path(weights) / BACKBONE_FILE)
     if drawn := _RANDOM.fullmatch(weights):
         weights, seed = "random", int(drawn[1])
     return load_backbone(made["recipe"]["backbone"], weights=weights, **_cut(made), seed=seed)

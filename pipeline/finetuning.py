@@ -5,33 +5,48 @@ the epoch that is kept, the temperature and the thresholds come from the validat
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from pipeline import ranks, runs
-from pipeline.bank import fingerprint_of
+from pipeline.augmentation import Augmentation
+from pipeline.backbone import Backbone
+from pipeline.bank import Bank, fingerprint_of
 from pipeline.bundles import Bundle, load_bundle
-from pipeline.checkpoints import copy_into, load_checkpoint, tensors_sha256
+from pipeline.checkpoints import tensors_sha256
+from pipeline.encoder import choose_batch_size
+from pipeline.engine import Progress
 from pipeline.errors import UserError
 from pipeline.fitting import fit
 from pipeline.halves import Halves, named_state
 from pipeline.heads import Head
+from pipeline.joined_banks import MAPS
 from pipeline.joining import Joined, check_joined
 from pipeline.material import Material
 from pipeline.objectives import Objective, target_rows
 from pipeline.optimisation import FitConfig, RateGroup
+from pipeline.prefix_bank import bank_prefix
+from pipeline.sampling import Sampling
+from pipeline.scoring import chosen_rows, lengths_of
 from pipeline.selection import Selection
-from pipeline.sequences import Sequences, available_bytes
+from pipeline.sequences import Sequences, available_bytes, load_sequences
 from pipeline.splits import Fold
 from pipeline.training import OnEpoch, calibrate, finish_fold
 from pipeline.unfreezing import Group, Unfreezing
-from pipeline.video_model import Front, VideoModel, kept_bytes
+from pipeline.video_frames import frame_sequences
+from pipeline.video_model import Front, VideoModel, front_of, kept_bytes
 
+# What was best on a developing split of surveillance clips. Rates are of AdamW; the backbone's is that of its last
+# block.
+FIT = FitConfig(epochs=8, max_steps=1024, learning_rate=5e-4)
+BACKBONE_RATE, LAYER_DECAY, UNFREEZE = 1e-4, 0.7, "2"
 MICRO_BATCH = {"cpu": 32, "mps": 32, "cuda": 256}
 _TRIED_ROWS = 2
 
@@ -79,11 +94,10 @@ class Joint:
     sequences: Sequences
     front: Front | None
 
-    def model(self, head: Head, plan: JointPlan, weights: Path | None = None) -> VideoModel:
-        """Backbone and head as one module, with the backbone's first weights or those of a file."""
-        suffix = copy.deepcopy(self.halves.suffix)
-        model = VideoModel(
-            suffix,
+    def model(self, head: Head, plan: JointPlan) -> VideoModel:
+        """Backbone and head as one module."""
+        return VideoModel(
+            copy.deepcopy(self.halves.suffix),
             head,
             front=self.front,
             feature_shape=self.sequences.feature_shape,
@@ -93,27 +107,105 @@ class Joint:
             recompute=plan.recompute,
             threads=plan.threads,
         )
-        if weights is not None:
-            state = load_checkpoint(weights)
-            missing, misshaped = copy_into(self.named(model), state)
-            if missing or misshaped:
-                raise UserError(
-                    f"{weights} is not of this backbone ({(missing or misshaped)[0]}); train the run again."
-                )
-        return model
 
     def named(self, model: VideoModel) -> dict[str, Tensor]:
         """All tensors of the backbone by torchvision's names: the frozen part's, and those of the model's suffix."""
         return named_state(self.halves._replace(suffix=model.suffix))
 
 
-class Finetuned(NamedTuple):
-    """One fold. `bundle` scores `sequences`: its head is the joined model."""
+def joint_on_frames(
+    halves: Halves,
+    backbone: Backbone,
+    bank: Bank,
+    videos: pd.DataFrame,
+    *,
+    precision: str,
+    device: torch.device,
+    most_rows: int,
+    augmentation: Augmentation | None = None,
+) -> Joint:
+    """What reads the frames that a bank holds of videos, decoded when they are asked for.
 
-    bundle: Bundle
-    sequences: tuple[Sequences, ...]
-    history: list[dict[str, Any]]
-    notes: list[str]
+    Args:
+        halves: of the backbone.
+        backbone: the whole.
+        bank: that of its embeddings.
+        videos: rows of `pipeline.starting_point.find_sources`.
+        precision: in which the frozen part computes.
+        device: where it does.
+        most_rows: of a batch.
+        augmentation: how frames are changed at random in training, if at all.
+    """
+    preprocessing = backbone.preprocessing
+    sequences = frame_sequences(bank, videos, preprocessing, augmentation=augmentation, most_rows=most_rows)
+    return Joint(halves, sequences, front_of(preprocessing, halves.prefix, precision, device))
+
+
+def joint_on_banks(
+    halves: Halves, paths: Sequence[Path], banked: Sequences, *, most_rows: int, memory_bytes: int | None = None
+) -> Joint:
+    """What reads activations banked at the boundary.
+
+    Args:
+        halves: of the backbone.
+        paths: the prefix bank without augmentation, then those of augmented views, which epochs of training take in
+            turn.
+        banked: of the head's bank: the same videos in the same order.
+        most_rows: of a batch.
+        memory_bytes: as in `pipeline.sequences.load_sequences`.
+
+    Raises:
+        UserError: a bank holds other frames.
+    """
+    loaded = [_activations(path, banked, most_rows, memory_bytes) for path in paths]
+    plain = loaded[0]
+    if len(loaded) > 1:
+        plain = plain.varying(lambda epoch: loaded[epoch % len(loaded)])
+    return Joint(halves, plain, None)
+
+
+def _activations(path: Path, banked: Sequences, most_rows: int, memory_bytes: int | None) -> Sequences:
+    with Bank(path) as bank:
+        sequences = load_sequences([bank], banked.ids, spatial=MAPS, memory_bytes=memory_bytes, most_rows=most_rows)
+    if sequences.ids != banked.ids or (sequences.lengths != banked.lengths).any():
+        raise UserError(
+            f"{path} holds other frames than {banked.ids[0]} and others have in the head's bank; remove it."
+        )
+    return sequences
+
+
+def bank_boundary(
+    out: Path,
+    prefix: Backbone,
+    bank: Bank,
+    videos: pd.DataFrame,
+    *,
+    precision: str,
+    device: torch.device,
+    augmentation: Augmentation | None = None,
+    view: int = 0,
+    data: Path,
+    on_progress: Callable[[Progress], None],
+    on_note: Callable[[str], None],
+) -> bool:
+    """Bank what the frozen part gives of the frames that the head's bank holds of videos: see `bank_prefix`."""
+    recipe = bank.config["recipe"]
+    return bank_prefix(
+        out,
+        prefix,
+        videos,
+        Sampling(**recipe["sampling"]),
+        crop=recipe["crop"],
+        precision=precision,
+        device=device,
+        batch_size=choose_batch_size("auto", device),
+        augmentation=augmentation,
+        view=view,
+        allow_partial=bool((bank.catalog["partial"] != "").any()),
+        data=str(data),
+        on_progress=on_progress,
+        on_note=on_note,
+    )
 
 
 def finetune_fold(
@@ -126,8 +218,10 @@ def finetune_fold(
     *,
     on_epoch: OnEpoch | None,
     on_joined: Callable[[Joined], None],
-) -> Finetuned:
-    """The bundle of one fold, from its folder if it was finished before, else trained (on from its checkpoint).
+) -> tuple[Bundle, list[dict[str, Any]], list[str]]:
+    """The bundle of one fold, with a backbone of its own.
+
+    It comes from the folder if it was finished before, else it is trained, on from its checkpoint.
 
     Args:
         joint: what all folds begin with.
@@ -139,14 +233,14 @@ def finetune_fold(
         on_epoch: called with every row of the history.
         on_joined: called with what the comparison of joined model and head has found.
 
+    Returns:
+        the bundle, one row per epoch, and lines worth telling.
+
     Raises:
         UserError: the joined model is not what the head was on its bank, or what `pipeline.fitting.fit` refuses.
     """
-    read = (joint.sequences,)
     if ranks.same((folder / "model.json").exists()):
-        bundle = load_bundle(folder)
-        model = joint.model(head_of(bundle), plan, bundle.weights)
-        return Finetuned(_with_head(bundle, model), read, runs.history(folder), [])
+        return load_bundle(folder), runs.history(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     (member,) = start.members
     head = head_of(start)
@@ -177,7 +271,7 @@ def finetune_fold(
         device=plan.device,
         checkpoint=folder / "checkpoint-0.pt",
         on_epoch=on_epoch,
-        groups=_rates(model, plan),
+        groups=rates_of(model, plan),
         on_begin=model.begin_epoch,
         identity=plan.identity,
     )
@@ -193,12 +287,13 @@ def finetune_fold(
         trained_on=dict(start.trained_on or {}) | seen,
     )
     if fold.validation and bundle.kind != "value":
-        bundle = calibrate(bundle, replace(material, sequences=read), fold, plan.device)
+        bundle = calibrate(bundle, replace(material, sequences=(joint.sequences,)), fold, plan.device)
     history = [{"member": 0, **epoch, "kept": int(epoch["epoch"] == fitted.best_epoch)} for epoch in fitted.history]
     if ranks.first():
-        finish_fold(folder, _with_head(bundle, model.head), history, backbone=state)
+        kept = replace(bundle, members=(replace(bundle.members[0], head=model.head.eval()),))
+        finish_fold(folder, kept, history, state)
     ranks.wait()
-    return Finetuned(bundle, read, history, list(fitted.notes))
+    return load_bundle(folder), history, list(fitted.notes)
 
 
 def head_of(bundle: Bundle) -> Head:
@@ -208,11 +303,7 @@ def head_of(bundle: Bundle) -> Head:
     return head
 
 
-def _with_head(bundle: Bundle, head: Any) -> Bundle:
-    return replace(bundle, members=(replace(bundle.members[0], head=head.eval()),))
-
-
-def _rates(model: VideoModel, plan: JointPlan) -> list[RateGroup]:
+def rates_of(model: VideoModel, plan: JointPlan) -> list[RateGroup]:
     """The head's parameters at its rate, then the backbone's, block by block, from the last one on."""
     known = dict(model.suffix.net.named_parameters())
     head = RateGroup("head", list(model.head.parameters()), plan.fit.learning_rate)
@@ -237,13 +328,20 @@ def _made(bank: Mapping[str, Any], state: Mapping[str, Tensor], plan: JointPlan)
     }
 
 
-def needs_recomputing(joint: Joint, head: Head, plan: JointPlan, rows: int) -> tuple[bool, float]:
-    """Whether the activations of `rows` rows are more than half of the memory that is free, and how many bytes they
-    take."""
+def needs_recomputing(joint: Joint, head: Head, plan: JointPlan) -> tuple[bool, float]:
+    """Whether the activations of the largest batch are more than half of the memory that is free, and how many bytes
+    they take."""
     model = joint.model(copy.deepcopy(head), replace(plan, recompute=False))
     model.begin_epoch(max(epoch for epoch, _ in plan.unfreezing.stages))
     tried = joint.sequences.read(0, 0, _TRIED_ROWS)
     model.to(plan.device)
-    size = kept_bytes(model, tried.to(plan.device)) * rows
+    size = kept_bytes(model, tried.to(plan.device)) * _most_rows(joint.sequences, plan)
     free = torch.cuda.mem_get_info(plan.device)[0] if plan.device.type == "cuda" else available_bytes()
     return size > free / 2, size
+
+
+def _most_rows(sequences: Sequences, plan: JointPlan) -> int:
+    """Of a step of the optimiser: as many as are allowed together, or one video that is longer than that."""
+    videos = np.arange(len(sequences))
+    longest = int(lengths_of(sequences, videos, chosen_rows(sequences, videos, plan.selection, draw=0)).max())
+    return max(longest, min(plan.fit.max_steps, plan.fit.batch_size * longest))

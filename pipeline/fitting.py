@@ -140,15 +140,7 @@ def fit(
     validation = _with_targets("validation", validation, targets, sequences, notes)
     if not len(train):
         raise UserError("no training video has a target; give targets for some, or another split")
-    if config.schedule == "plateau" and not len(validation):
-        raise UserError(
-            "the plateau schedule watches the validation loss, and there is no validation part; choose cosine"
-        )
-    if config.monitor != "loss" and not len(validation):
-        raise UserError(
-            f"{config.monitor} is watched on the validation part, and there is none; give --validation-share, or leave "
-            "--monitor out"
-        )
+    check_parts(config, len(validation))
     if config.patience is not None and not len(validation):
         notes.append(f"there is no validation part to stop early by: all {config.epochs} epochs are run")
     sequences, targets, head = sequences.to(device), targets.to(device), head.to(device)
@@ -206,6 +198,19 @@ def _check(
     if head.config.steps != objective.steps:
         raise ValueError(
             "the head gives outputs per step and the objective wants them per video, or the other way round"
+        )
+
+
+def check_parts(config: FitConfig, validation: int) -> None:
+    """Make sure that there is what the training watches. UserError: it watches the validation part of no videos."""
+    if config.schedule == "plateau" and not validation:
+        raise UserError(
+            "the plateau schedule watches the validation loss, and there is no validation part; choose cosine"
+        )
+    if config.monitor != "loss" and not validation:
+        raise UserError(
+            f"{config.monitor} is watched on the validation part, and there is none; give --validation-share, or leave "
+            "--monitor out"
         )
 
 

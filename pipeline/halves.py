@@ -56,12 +56,14 @@ class Halves(NamedTuple):
         suffix: what is after it, from activations (n, *prefix.feature_shape) float32, or without a prefix from
             normalised images (n, 3, S, S), to (n, *feature_shape) of the whole.
         share: of the floating-point operations of the whole forward pass, those of the suffix.
+        flops: how many the whole forward pass of one image takes.
         frozen: the prefix's tensors by torchvision's names, as they were: converting the prefix does not change them.
     """
 
     prefix: Backbone | None
     suffix: Suffix
     share: float
+    flops: float
     frozen: dict[str, Tensor]
 
 
@@ -70,6 +72,7 @@ def split(backbone: Backbone, names: Collection[str]) -> Halves:
     whole = backbone.module
     net = whole.net
     trial = _tried(net, backbone.preprocessing.output_shape)
+    flops = sum(trial.flops.values()) / _TRIED
     boundary = _boundary(net, trial.shapes, names)
     layout = "channels first" if boundary is None else str(layout_of(trial.shapes[boundary]))
     last: Any = net.graph.output_node().args[0]
@@ -77,7 +80,7 @@ def split(backbone: Backbone, names: Collection[str]) -> Halves:
     second = part_of(net, last["features"], boundary or images)
     suffix = Suffix(second, boundary=layout, layout=whole.layout, average=whole.average).eval()
     if boundary is None:
-        return Halves(None, suffix, 1.0, {})
+        return Halves(None, suffix, 1.0, flops, {})
     first = part_of(net, boundary)
     frozen = {name: tensor.detach() for name, tensor in named_tensors(first).items()}
     prefix = Backbone(
@@ -92,7 +95,7 @@ def split(backbone: Backbone, names: Collection[str]) -> Halves:
     )
     nodes = list(net.graph.nodes)
     before = sum(trial.flops[node] for node in nodes[: nodes.index(boundary) + 1])
-    return Halves(prefix, suffix, 1 - before / sum(trial.flops.values()), frozen)
+    return Halves(prefix, suffix, 1 - before / (flops * _TRIED), flops, frozen)
 
 
 def named_state(halves: Halves) -> dict[str, Tensor]:

@@ -3,14 +3,16 @@
 What the joined model computes from frames (or from the activations banked at the boundary) must be what the bank
 holds, and its scores must be those that the head gives there. They are not the same bit for bit: the bank stores
 float16, and another batch shape or autocast rounds otherwise. How far half precision may be apart is measured on
-ImageNet weights (MobileNetV2 in bfloat16, the worst of those tried, is within 0.08); wrong preprocessing, channels in
-another order, other weights or swapped videos are off by far more.
+ImageNet weights (MobileNetV2 in bfloat16, the worst of those tried, is within 0.08); a head reads small changes about
+a video's mean, in which rounding weighs more, so scores may differ more than embeddings; wrong preprocessing, channels
+in another order, other weights or swapped videos are off by far more.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.heads import Head
@@ -23,7 +25,7 @@ from pipeline.video_model import VideoModel
 
 VIDEOS = 6
 _MOST_ROWS = 512  # of a video that is looked at, if there are shorter ones
-TOLERANCES = {True: (0.005, 0.005), False: (0.15, 0.1)}  # of embeddings and scores; whether all was done in float32
+TOLERANCES = {True: (0.005, 0.02), False: (0.15, 0.1)}  # of embeddings and scores; whether all was done in float32
 
 
 class Joined(NamedTuple):
@@ -112,10 +114,16 @@ def _distance(model: VideoModel, sequences: Sequences, banked: Sequences, video:
     rows = min(_MOST_ROWS, int(banked.lengths[video]))
     was_training = model.training
     model.to(device).eval()
-    ours = model.head.vectors(model.embed(sequences.to(device).read(video, 0, rows)))
+    ours = _vectors(model.head, model.embed(sequences.to(device).read(video, 0, rows)))
     model.train(was_training)
-    theirs = model.head.vectors(banked.to(device).read(video, 0, rows))
+    theirs = _vectors(model.head, banked.to(device).read(video, 0, rows))
     return float((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def _vectors(head: Head, rows: Tensor) -> Tensor:
+    """Rows as the head reads them. Maps that it standardises first are taken as they are: less their mean, what
+    rounding has done to them would look large."""
+    return head.vectors(rows) if head.attend is None else rows.flatten(1)
 
 
 def _largest(scores: Scores) -> float:

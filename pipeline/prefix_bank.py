@@ -1,7 +1,9 @@
 """A prefix bank: what the frozen part of a network gives for every frame, computed once for a training of many epochs.
 
 It is a bank like any other, its layer the boundary where the part that trains begins. So it resumes, and it refuses
-what was made differently. Maps are large: a big one stays in its parts, which takes half the disk that packing does.
+what was made differently. What is computed in float32 is stored so, and training from it is the same bit for bit as
+computing it anew; bfloat16 has fewer digits than float16, which takes half the disk. Maps are large: a big one stays
+in its parts, which takes half the disk that packing does.
 """
 
 import copy
@@ -28,14 +30,15 @@ from pipeline.features import records
 from pipeline.sampling import Sampling
 from pipeline.sealing import disk_errors
 
+_STORE = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}  # of what is computed in this precision
 _TIME_BYTES = 16  # of a row besides its activations: seconds and frame index
 _NAMED = 5  # of the videos that failed
 _FOLLOW = {"feature_shape", "weights_sha256"}  # from the layer
 
 
-def prefix_bytes(feature_shape: Sequence[int], rows: int, store: str) -> int:
-    """Bytes that a prefix bank of so many rows takes: of a shape (C, H, W) or (D,), stored as float16 or float32."""
-    return rows * (math.prod(feature_shape) * np.dtype(store).itemsize + _TIME_BYTES)
+def prefix_bytes(feature_shape: Sequence[int], rows: int, precision: str) -> int:
+    """Bytes that a prefix bank of so many rows takes: of a shape (C, H, W) or (D,), computed in this precision."""
+    return rows * (math.prod(feature_shape) * np.dtype(_STORE[precision]).itemsize + _TIME_BYTES)
 
 
 def check_room(outs: Sequence[Path], needed: int) -> None:
@@ -69,7 +72,6 @@ def bank_prefix(
     *,
     crop: str,
     precision: str,
-    store: str = "float16",
     device: torch.device,
     batch_size: int,
     augmentation: Augmentation | None = None,
@@ -85,7 +87,7 @@ def bank_prefix(
         out: the bank; its folder is made if need be.
         prefix: float32 and on the CPU, where it stays: a copy computes.
         table: one row per video, as `pipeline.videos.find_videos` gives it.
-        sampling, crop, precision, store: as in a bank's recipe.
+        sampling, crop, precision: as in a bank's recipe.
         device: where the prefix runs.
         batch_size: frames per forward; halved while the device has no room.
         augmentation: how frames are changed at random, if at all.
@@ -102,7 +104,7 @@ def bank_prefix(
         UserError: the bank was made differently, the disk is full, or videos cannot be read; what was banked stays.
     """
     described = None if augmentation is None else {"number": view, **augmentation.describe()}
-    recipe = recipe_of(prefix, sampling, crop=crop, precision=precision, store=store, view=described)
+    recipe = recipe_of(prefix, sampling, crop=crop, precision=precision, store=_STORE[precision], view=described)
     table = with_region(table, crop, None)
     bank = existing_bank(out)
     if bank is not None and bank.fingerprint != banks.fingerprint_of(recipe):

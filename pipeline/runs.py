@@ -27,6 +27,7 @@ from pipeline.writing import write_json
 
 FORMAT, SCHEMA = "framebank run", 1
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
+PREFIX = "prefix"  # folder of what is banked for the run alone, until it is finished; it is as good for another run
 MADE = ("model.safetensors", "model.json", "results.json")  # what no finished run lacks
 RESULTS = {"task", "headline", "score", "baselines"}  # and what its results hold at least
 _LIBRARIES = ("framebank", "torch", "numpy", "scikit-learn", "h5py")
@@ -68,7 +69,8 @@ def begin(out: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 def _nothing_made(out: Path) -> bool:
     """Whether a folder holds a run that was begun and stopped, by a mistake in its options, say, before any work."""
-    files = {path.name for path in out.rglob("*") if path.is_file()} if out.is_dir() else set()
+    found = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
+    files = {path.name for path in found if path.parts[0] != PREFIX}
     return "config.json" in files and files <= {"config.json", "splits.csv"} and bool(read_config(out))
 
 

@@ -44,6 +44,25 @@ class StartingPoint:
     run: Path | None = None
     notes: tuple[str, ...] = ()
 
+    def check(self, material: Material, folds: Sequence[Fold], seeds: int) -> None:
+        """Make sure, before any work, that the heads of the run are there and know what is to be learnt.
+
+        Raises:
+            UserError: the bank's videos have other labels by now, or the run has too few heads.
+        """
+        if self.run is None:
+            return
+        for seed in range(seeds):
+            for fold in folds:
+                labels = self.head(material, fold, seed).labels
+                if labels != material.targets.labels:
+                    new = sorted(set(labels) ^ set(material.targets.labels))
+                    raise UserError(
+                        f"The head in {self.run} tells {len(labels)} labels apart, and the bank's videos have "
+                        f"{len(material.targets.labels)} by now ({', '.join(new[:5])} on one side only). Train a new "
+                        "head on the bank, and fine-tune that."
+                    )
+
     def head(self, material: Material, fold: Fold, seed: int) -> Bundle:
         """The head that a fold starts from; it has never seen the fold's test part.
 

@@ -81,7 +81,7 @@ class VideoModel(nn.Module):
 
     def use_less_memory(self) -> str | None:
         """Change what memory hangs on, and say so; None when there is nothing left to change."""
-        if not self.recompute:
+        if not self.recompute and not self.unfreezing.batch_norm:  # whose statistics would be updated twice
             self.recompute = True
             return "memory did not suffice: activations are computed again in the backward pass"
         if self.micro_batch == 1:

@@ -10,7 +10,8 @@ evaluate                     a run, or a run and banks    scores on the terminal
 predict                      a run and videos             labels on the terminal, CSV, JSON, segments
 compare                      runs                         a table on the terminal, CSV or JSON
 bench_heads                  a bank                       figures on the terminal, or JSON
-demo        make demo        nothing                      data/samples/, data/samples.h5, data/samples-head/
+bench_finetune               videos, a run                figures on the terminal, or JSON
+demo        make demo        nothing                      data/samples/, data/samples.h5, both its runs
 
 cli             the command `framebank`: one call of a stage per command, exit status out
 options         what the commands can be told: what they share, and extract

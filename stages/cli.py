@@ -15,8 +15,8 @@ from typing import Any
 import click
 
 from pipeline.errors import UserError
-from stages.finetune_options import FINETUNE
-from stages.head_options import HEAD, SPLITS, STEPS, TARGET_FILES, TARGETS, TRAINING, learning_of
+from stages.finetune_options import BENCH, FINETUNE
+from stages.head_options import HEAD, SPLITS, STEPS, TARGET_FILES, TARGETS, TRAINING, learning_of, refuse_idle
 from stages.options import (
     BACKBONE,
     BANK,
@@ -144,6 +144,7 @@ def train_head(**options: Any) -> None:
     """
     from stages.train_head import TrainHeadConfig, run
 
+    refuse_idle(options)
     raise SystemExit(run(learning_of(TrainHeadConfig, options)))
 
 
@@ -276,6 +277,21 @@ def bench_heads(**options: Any) -> None:
     raise SystemExit(run(BenchHeadsConfig(**options)))
 
 
+@bench.command("finetune", short_help="Fine-tuning from videos and from the prefix bank, and their parts.")
+@click.argument("data", type=DATA)
+@BENCH
+def bench_finetune(**options: Any) -> None:
+    """Time an epoch of fine-tuning RUN on some of the videos in DATA: from the videos, from the prefix bank (made in a
+    temporary folder), and of the head alone; and each part by itself.
+
+    It says what speed-up the bank gives beside what bounds it, and exits with 1 if both ways do not give the same
+    losses.
+    """
+    from stages.bench_finetune import BenchFinetuneConfig, run
+
+    raise SystemExit(run(BenchFinetuneConfig(**options)))
+
+
 @main.command(short_help="Look into a bank; --verify reads all of it.")
 @click.argument("bank", type=BANK)
 @click.argument("video", metavar="[ID]", required=False)
@@ -345,7 +361,8 @@ def samples(folder: Path) -> None:
 @main.command(short_help="The whole walk on clips made here, in a minute.")
 @click.argument("folder", type=DATA, default=Path("data"))
 def demo(folder: Path) -> None:
-    """Make sample clips in FOLDER (default: data), bank them and show the bank. Needs no network and no data."""
+    """Make sample clips in FOLDER (default: data), bank them, train a head and fine-tune. Needs no
+    network and no data."""
     from stages.demo import run
 
     raise SystemExit(run(folder))

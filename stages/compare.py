@@ -87,7 +87,7 @@ def _row(folder: Path) -> dict[str, Any]:
         "task": f"{kinds[task['kind']]} per {'frame' if task['per_frame'] else 'video'}",
         "split": results["split"],
         "head": head_words(head, asked["pca"]) + (f", fused by {asked['fuse']}" if asked["fuse"] != "concat" else ""),
-        "backbone": "frozen" if trained is None else f"{trained['unfreeze']} trained",
+        "backbone": "frozen" if trained is None else _trained(trained["unfreeze"]),
         "metric": results["headline"],
         "score": results["score"],
         "score_low": low,
@@ -103,6 +103,13 @@ def _row(folder: Path) -> dict[str, Any]:
         "frames_trained": results["cost"].get("frames_trained"),
         "seconds": results["cost"]["seconds"],
     }
+
+
+def _trained(unfreeze: str) -> str:
+    """What of the backbone was trained, from the option that said so."""
+    if unfreeze.isdecimal():
+        return "last block trained" if int(unfreeze) == 1 else f"last {unfreeze} blocks trained"
+    return f"{unfreeze} trained"
 
 
 def _words(row: dict[str, Any]) -> dict[str, str]:

@@ -4,18 +4,20 @@ import sys
 from pathlib import Path
 
 from pipeline.samples import make_samples
-from stages import describe, evaluate, extract, predict, train_head
+from stages import describe, evaluate, extract, finetune, predict, train_head
 from stages.console import Display
 
 
 def run(folder: Path) -> int:
-    """Make clips in `folder`/samples, bank them in `folder`/samples.h5, train a head in `folder`/samples-head, use it.
+    """Make clips in `folder`/samples, bank them in `folder`/samples.h5, train a head in `folder`/samples-head, use it,
+    and train it further together with the network in `folder`/samples-finetuned.
 
     Returns:
         the exit status of the first stage that did not end well, else 0.
     """
     display = Display()
     data, bank, head = folder / "samples", folder / "samples.h5", folder / "samples-head"
+    finetuned = folder / "samples-finetuned"
     display.line("1. Sample clips: a disc that swells or shrinks on a ground whose hue runs forwards or backwards.")
     clips = make_samples(data)
     display.field("Clips", f"{len(clips)} in {data}")
@@ -42,9 +44,18 @@ def run(folder: Path) -> int:
     display.line("6. One clip from its file: backbone and head together.")
     clip = clips.loc[clips["split"] == "test", "path"].iloc[0]
     status = status or predict.run(predict.PredictConfig(run=head, videos=(data / clip,)))
+    if status:
+        return status
+    display.line()
+    display.line("7. Fine-tuning: the last two blocks of the CNN are unfrozen and trained with the head, end to end.")
+    display.line("   What comes before them never changes, so it is computed once. (The head leaves little to gain on")
+    display.line("   these clips: this shows how it is done.)")
+    status = finetune.run(finetune.FinetuneConfig(data=data, out=finetuned, head=head))
     display.line()
     command = sys.argv[0] if Path(sys.argv[0]).name == "framebank" else "framebank"
     display.line(f"Look at {head / 'confusion.png'} and {head / 'curves.png'}; open the bank with any HDF5 tool")
     display.line(f"(h5ls -r {bank}), or see what it holds of one video:")
     display.line(f"  {command} describe {bank} {clip.rsplit('.', 1)[0]}")
+    display.line(f"{finetuned} has a backbone of its own beside the head. Hold it against the head alone:")
+    display.line(f"  {command} compare {head} {finetuned}")
     return status

@@ -34,7 +34,6 @@ from stages.console import Display, counted, interval_words, number
 
 OK, DIFFERENT = 0, 1
 TOLERANCE = 0.005  # of a probability, or of a value in units of the largest one: between devices, not between runs
-HALF_TOLERANCE = 0.15  # of a fine-tuned run that computed in half precision
 _SHOWN_CLASSES = 30
 
 Reading = Callable[[Bundle, Sequence[str]], AbstractContextManager[Sequence[Bank]]]
@@ -150,14 +149,12 @@ def _own(
     if lost:
         raise UserError(f"{len(lost)} held-out videos are gone or have no target any more, e.g. {lost[0]}.")
     parts = PARTS if config.split == "all" else PARTS[-1:]
-    largest, changed, tolerance = 0.0, 0, TOLERANCE
+    largest, changed = 0.0, 0
     first: dict[str, HeldOut] = {}
     for seed in range(asked["seeds"]):
         said: dict[str, list[HeldOut]] = {part: [] for part in parts}
         for fold in finished.folds:
             bundle = load_bundle(runs.fold_folder(config.run, seed, fold.name))
-            if bundle.weights is not None and bundle.members[0].banks[0]["config"]["recipe"]["precision"] != "fp32":
-                tolerance = HALF_TOLERANCE
             known = rescoring.in_terms_of(bundle, targets)
             wanted = {part: [video for video in getattr(fold, part) if video in known.values] for part in parts}
             every = [video for ids in wanted.values() for video in ids]
@@ -181,10 +178,10 @@ def _own(
     content |= {"largest_difference": largest, "changed_predictions": changed}
     if config.json is not None:
         write_json(config.json, content)
-    same = largest <= tolerance
+    same = largest <= TOLERANCE
     display.field(
         "As before" if same else "DIFFERENT",
-        f"largest difference from predictions.csv {largest:.2g} (up to {tolerance:g} is rounding), "
+        f"largest difference from predictions.csv {largest:.2g} (up to {TOLERANCE:g} is rounding), "
         f"{counted(changed, 'prediction')} changed{', all seeds' if seeds else ''}",
     )
     return OK if same else DIFFERENT

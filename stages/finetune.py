@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
@@ -16,39 +15,46 @@ from pipeline import ranks, runs
 from pipeline.augmentation import Augmentation
 from pipeline.bank import Bank
 from pipeline.blocks import blocks_of
-from pipeline.encoder import choose_batch_size, choose_device
+from pipeline.encoder import choose_device
 from pipeline.errors import UserError
-from pipeline.finetuning import MICRO_BATCH, Joint, JointPlan, finetune_fold, head_of, needs_recomputing
+from pipeline.finetuning import (
+    BACKBONE_RATE,
+    FIT,
+    LAYER_DECAY,
+    MICRO_BATCH,
+    UNFREEZE,
+    Joint,
+    JointPlan,
+    bank_boundary,
+    finetune_fold,
+    head_of,
+    joint_on_banks,
+    joint_on_frames,
+    needs_recomputing,
+)
+from pipeline.fitting import check_parts
 from pipeline.halves import Halves, split
 from pipeline.held_out import hold_out
-from pipeline.joined_banks import MAPS
 from pipeline.joining import Joined
 from pipeline.learning import Learning
 from pipeline.material import Material
 from pipeline.optimisation import FitConfig
-from pipeline.prefix_bank import bank_prefix, check_room, prefix_bytes
+from pipeline.prefix_bank import check_room, prefix_bytes
+from pipeline.rescoring import embedded_anew
 from pipeline.results import HeldOut, joined
-from pipeline.sampling import Sampling
-from pipeline.scoring import chosen_rows, lengths_of
 from pipeline.selection import Selection
-from pipeline.sequences import Sequences, load_sequences
+from pipeline.sequences import load_sequences
 from pipeline.sources import source_text
 from pipeline.splits import Fold
 from pipeline.starting_point import StartingPoint, bank_of, find_sources, open_bank, open_run
 from pipeline.training import OnEpoch
-from pipeline.unfreezing import groups_of, read_unfreezing
-from pipeline.video_frames import frame_sequences
-from pipeline.video_model import front_of
+from pipeline.unfreezing import Unfreezing, groups_of, read_unfreezing
 from stages import finetune_words as words
-from stages.console import Display
+from stages.console import Display, counted
 from stages.training_run import Asked, Trained, begin, load, train_and_score
 
 OK, INTERRUPTED = 0, 130
-_PREFIX = "prefix"  # folder in the run that holds what is banked for it alone, until it is finished
-# What was best on a developing split of surveillance clips. Rates are of AdamW; the backbone's is that of its last
-# block.
-FIT = FitConfig(epochs=8, max_steps=1024, learning_rate=5e-4)
-BACKBONE_RATE, LAYER_DECAY, UNFREEZE = 1e-4, 0.7, "2"
+_THREAD_FLOPS = 5e8  # of a micro-batch's forward pass, for each thread that shares it
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,18 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if (self.head is None) == (self.learning is None) or (self.head is None and self.bank is None):
             raise ValueError("either a run to start from, or a bank and what to learn")
+        Augmentation(self.augment, self.fit.seed)  # refuses what it does not know, before any work
         if self.views and not self.augment:
             raise UserError("--views are views by augmentation; say which: --augment crop,flip,jitter")
         if not self.prefix and (self.views or self.prefix_bank):
             given = "--views are banked at the boundary" if self.views else f"--prefix-bank names {self.prefix_bank}"
             raise UserError(f"{given}, and --no-prefix-bank banks nothing; leave one of them out")
+        if self.recompute and self.train_batch_norm:
+            raise UserError(
+                "--recompute would update the statistics of --train-batch-norm twice; leave one of them out, and give "
+                "a "
+                "smaller --batch-size if memory does not suffice"
+            )
         if self.prefix_bank is not None and self.augment and not self.views:
             raise UserError(
                 "--augment draws anew in every epoch, so nothing can be banked; leave --prefix-bank out, or bank "
@@ -146,9 +159,13 @@ def _run(config: FinetuneConfig, threads: int) -> int:
         for note in start.notes:
             display.field("Note", note)
         material, folds = loaded.material, loaded.folds
+        start.check(material, folds, config.seeds)
+        for fold in folds:
+            check_parts(config.fit, len(fold.validation))
         ids = material.sequences[0].ids
         videos = find_sources(config.data, start.bank, ids, all_files=config.all_files, image_fps=config.image_fps)
         unfreezing = read_unfreezing(config.unfreeze, start.backbone, batch_norm=config.train_batch_norm)
+        _check(config, start, unfreezing)
         groups = groups_of(
             start.backbone.module.net,
             blocks_of(start.backbone),
@@ -182,10 +199,11 @@ def _run(config: FinetuneConfig, threads: int) -> int:
             recompute=bool(config.recompute),
             identity=asked.config["finetune"],
             device=device,
-            threads=threads if device.type == "cpu" else None,
+            threads=_threads(joint, threads) if device.type == "cpu" else None,
         )
-        recompute, kept = needs_recomputing(joint, first, plan, _most_rows(joint.sequences, plan))
-        plan = replace(plan, recompute=recompute if config.recompute is None else config.recompute)
+        too_much, kept = needs_recomputing(joint, first, plan)
+        if config.recompute is None:
+            plan = replace(plan, recompute=too_much and not config.train_batch_norm)
         words.show_trained(display, first, learning.pca, plan, groups)
         words.show_plan(display, plan, kept, config.augment, config.views, resumed=state == runs.UNFINISHED)
         said: list[Joined] = []
@@ -197,12 +215,22 @@ def _run(config: FinetuneConfig, threads: int) -> int:
 
         frames = {"frames_embedded": 0, "frames_trained": 0}
 
+        scored = stack.enter_context(ExitStack())  # what the last fold's test videos are read from
+
         def train(fold: Fold, seed: int, folder: Path, on_epoch: OnEpoch) -> Trained:
+            scored.close()
             begins = start.head(material, fold, seed)
             seeded = replace(plan, fit=replace(plan.fit, seed=plan.fit.seed + seed))
-            done = finetune_fold(joint, material, fold, begins, seeded, folder, on_epoch=on_epoch, on_joined=on_joined)
-            _count(frames, done.history, joint, fold, banked=bool(banks))
-            return Trained(*done)
+            bundle, history, notes = finetune_fold(
+                joint, material, fold, begins, seeded, folder, on_epoch=on_epoch, on_joined=on_joined
+            )
+            _count(frames, history, joint, fold, banked=bool(banks))
+            read = []
+            if fold.test:  # by what was written, as predict does: what is scored is what is used
+                tested = videos[videos["id"].isin(fold.test)]
+                anew = embedded_anew(bundle, tested, start.bank, device=device, on_progress=lambda _: None)
+                read = [load_sequences([scored.enter_context(anew)], fold.test, spatial=material.spatial)]
+            return Trained(bundle, read, history, notes)
 
         def frozen() -> dict[str, HeldOut]:
             parts = [
@@ -239,8 +267,39 @@ def _run(config: FinetuneConfig, threads: int) -> int:
             more_baselines=None if config.head is None else frozen,
         )
     if ranks.first():
-        shutil.rmtree(config.out / _PREFIX, ignore_errors=True)
+        shutil.rmtree(config.out / runs.PREFIX, ignore_errors=True)
     return OK
+
+
+def _check(config: FinetuneConfig, start: StartingPoint, unfreezing: Unfreezing) -> None:
+    """Refuse what is found out only when the run, its bank and its backbone are known."""
+    if start.precision == "fp16":
+        raise UserError(
+            "In fp16 small gradients vanish, so nothing is trained in it; give --precision bf16, or fp32 where the "
+            "device has no bf16 (the head's bank may be fp16)."
+        )
+    late, names = unfreezing.stages[-1]
+    if late >= config.fit.epochs:
+        raise UserError(
+            f"--unfreeze lets {', '.join(names)} train when {counted(late, 'epoch')} have passed, and there are "
+            f"{config.fit.epochs}; give more --epochs, or begin earlier"
+        )
+    if not start.learning.per_frame and config.fit.chunk_steps != FIT.chunk_steps:
+        raise UserError(
+            "--chunk-steps would change nothing: it is for a label or number per frame, and the run has one per video; "
+            "leave it out"
+        )
+    if config.prefix_bank is not None and config.prefix_bank.resolve() == start.bank.path.resolve():
+        raise UserError(
+            f"--prefix-bank {config.prefix_bank} is the head's bank; what the frozen part gives is another: give a new "
+            "file"
+        )
+
+
+def _threads(joint: Joint, usable: int) -> int:
+    """How many threads the backbone is worth: waking more for little work takes longer than they save."""
+    part = joint.halves.share if joint.front is None else 1
+    return max(1, min(usable, int(part * joint.halves.flops * MICRO_BATCH["cpu"] / _THREAD_FLOPS)))
 
 
 def _start(config: FinetuneConfig, stack: ExitStack, device: torch.device) -> StartingPoint:
@@ -259,7 +318,7 @@ def _prefix_banks(config: FinetuneConfig, halves: Halves) -> list[Path]:
     """Where what the frozen part gives is banked: without augmentation, then for each view; [] where it is not."""
     if not config.prefix or halves.prefix is None or (config.augment and not config.views):
         return []
-    plain = config.prefix_bank or config.out / _PREFIX / "plain.h5"
+    plain = config.prefix_bank or config.out / runs.PREFIX / "plain.h5"
     return [plain, *(plain.with_stem(f"{plain.stem}-view{view}") for view in range(1, config.views + 1))]
 
 
@@ -274,26 +333,22 @@ def _bank(
 ) -> bool:
     """Bank what the frozen part gives, of all frames in the head's bank. Returns whether it was finished."""
     assert halves.prefix is not None
-    recipe = start.bank.config["recipe"]
     rows = int(start.bank.catalog.set_index("id").loc[list(videos["id"]), "rows"].sum())
-    size = prefix_bytes(halves.prefix.feature_shape, rows, "float16") * len(banks)
+    size = prefix_bytes(halves.prefix.feature_shape, rows, start.precision) * len(banks)
     check_room(banks, size)
     words.show_banked(display, halves, banks[0], size, rows)
     for view, out in enumerate(banks):
         with display.progress(len(videos), rows) as show:
-            interrupted = bank_prefix(
+            interrupted = bank_boundary(
                 out,
                 halves.prefix,
+                start.bank,
                 videos,
-                Sampling(**recipe["sampling"]),
-                crop=recipe["crop"],
                 precision=start.precision,
                 device=device,
-                batch_size=choose_batch_size("auto", device),
                 augmentation=Augmentation(config.augment, config.fit.seed) if view else None,
                 view=view,
-                allow_partial=bool((start.bank.catalog["partial"] != "").any()),
-                data=str(config.data),
+                data=config.data,
                 on_progress=show,
                 on_note=display.line,
             )
@@ -313,41 +368,25 @@ def _joint(
 ) -> Joint:
     """What the joined model reads: activations from the banks, or frames from the videos."""
     most_rows = config.fit.max_steps  # the same either way, so that batches are
-    if not banks:
-        preprocessing = start.backbone.preprocessing
-        augmentation = Augmentation(config.augment, config.fit.seed) if config.augment else None
-        sequences = frame_sequences(start.bank, videos, preprocessing, augmentation=augmentation, most_rows=most_rows)
-        return Joint(halves, sequences, front_of(preprocessing, halves.prefix, start.precision, device))
-    plain, *views = (_activations(path, material, most_rows) for path in banks)
-    if views:
-        plain = plain.varying(lambda epoch: (plain, *views)[epoch % len(banks)])
-    return Joint(halves, plain, None)
-
-
-def _activations(path: Path, material: Material, most_rows: int) -> Sequences:
-    """What a bank holds of the boundary, of the videos of the material in their order."""
-    ids = material.sequences[0].ids
-    with Bank(path) as bank:
-        sequences = load_sequences([bank], ids, spatial=MAPS, most_rows=most_rows)
-    if sequences.ids != ids or (sequences.lengths != material.sequences[0].lengths).any():
-        raise UserError(f"{path} holds other frames than {ids[0]} and others have in the head's bank; remove it.")
-    return sequences
-
-
-def _most_rows(sequences: Sequences, plan: JointPlan) -> int:
-    """Of a step of the optimiser: as many as are allowed together, or one video that is longer than that."""
-    videos = np.arange(len(sequences))
-    longest = int(lengths_of(sequences, videos, chosen_rows(sequences, videos, plan.selection, draw=0)).max())
-    return max(longest, min(plan.fit.max_steps, plan.fit.batch_size * longest))
+    if banks:
+        return joint_on_banks(halves, banks, material.sequences[0], most_rows=most_rows)
+    return joint_on_frames(
+        halves,
+        start.backbone,
+        start.bank,
+        videos,
+        precision=start.precision,
+        device=device,
+        most_rows=most_rows,
+        augmentation=Augmentation(config.augment, config.fit.seed) if config.augment else None,
+    )
 
 
 def _count(frames: dict[str, int], history: list[dict[str, Any]], joint: Joint, fold: Fold, *, banked: bool) -> None:
     """Add the frames that one training took: through the part that trains, and through the whole if nothing is
     banked."""
-    trained = sum(int(epoch["rows"]) for epoch in history)
     lengths = dict(zip(joint.sequences.ids, joint.sequences.lengths.tolist(), strict=True))
-    scored = sum(lengths[video] for video in fold.validation) * len(history) + sum(
-        lengths[video] for video in fold.test
-    )
+    trained = sum(int(epoch["rows"]) for epoch in history)
+    validated = sum(lengths[video] for video in fold.validation) * len(history)
     frames["frames_trained"] += trained
-    frames["frames_embedded"] += 0 if banked else trained + scored
+    frames["frames_embedded"] += sum(lengths[video] for video in fold.test) + (0 if banked else trained + validated)

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from stages.head_options import HEAD, SPLITS, STEPS, TARGETS, learning_of, training
-from stages.options import BANK, DATA, NETWORK, PRECISION, WHAT, Real, grouped
+from stages.head_options import HEAD, SPLITS, STEPS, TARGETS, learning_of, refuse_idle, training
+from stages.options import BANK, DATA, DEVICE, NETWORK, PRECISION, WHAT, Real, grouped
 
 START = grouped(
     click.option(
@@ -31,18 +31,19 @@ def _parts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-TRAINS = grouped(
-    click.option(
-        "--unfreeze",
-        default="2",
-        show_default=True,
-        metavar="WHAT",
-        help=(
-            "What of the backbone trains: a number of last blocks, names (layer4 or features.11,features.12), all, or "
-            "by "
-            "epochs passed: 0:head,2:layer4,5:layer3."
-        ),
+_UNFREEZE = click.option(
+    "--unfreeze",
+    default="2",
+    show_default=True,
+    metavar="WHAT",
+    help=(
+        "What of the backbone trains: a number of last blocks, names (layer4 or features.11,features.12), all, or "
+        "by "
+        "epochs passed: 0:head,2:layer4,5:layer3."
     ),
+)
+TRAINS = grouped(
+    _UNFREEZE,
     click.option("--train-batch-norm", is_flag=True, help="BatchNorm in it trains too, statistics included."),
     click.option(
         "--backbone-rate",
@@ -104,6 +105,18 @@ MEMORY = grouped(
 )
 FIT = training(5e-4, 1024, 8, "Passes over the training videos.")
 FINETUNE = grouped(START, TRAINS, MEMORY, STEPS, FIT, PRECISION, WHAT, NETWORK, TARGETS, SPLITS, HEAD)
+BENCH = grouped(
+    click.option("--head", type=DATA, required=True, metavar="RUN", help="The run of train-head to start from."),
+    click.option("--bank", type=BANK, metavar="BANK", help="Where the bank of RUN lies now, if it was moved."),
+    click.option("--weights", metavar="FILE", help="The checkpoint of the backbone, if it was a file; checked."),
+    _UNFREEZE,
+    click.option("--videos", type=click.IntRange(min=1), default=24, show_default=True, help="So many of RUN's."),
+    click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="Of each way, in turn."),
+    click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the backbone.  [default: all]"),
+    click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON."),
+    DEVICE,
+    PRECISION,
+)
 
 _EXTRACT = ("backbone", "layer", "preset", "image_size", "fit", "crop", "label_from", "group_from", "split_lists")
 _CHOSEN = ("stride", "fps", "frames", "tsn", "tail", "window", "test_crops")
@@ -127,6 +140,7 @@ def read(extraction: Any, finetuning: Any, options: dict[str, Any]) -> tuple[Any
         raise click.UsageError(
             "give --head RUN to start from its head, or --weights (random, a name, a file) to start anew"
         )
+    refuse_idle(options)
     network = {name: options.pop(name) for name in _EXTRACT}
     own = {name: options.pop(name) for name in names}
     learning = learning_of(Learning, options)

@@ -300,7 +300,7 @@ def training(
 TRAINING = training(more=(click.option("--amp", is_flag=True, help="Mixed precision (bfloat16), on a GPU."),))
 
 
-def _refuse_idle(options: dict[str, Any]) -> None:
+def refuse_idle(options: dict[str, Any]) -> None:
     """Refuse options of train-head that were typed and would change nothing beside the others."""
     per_frame = options["segments"] is not None or options["frame_values"] is not None
     steps = per_frame or options["supervise"] != "pooled"
@@ -312,7 +312,7 @@ def _refuse_idle(options: dict[str, Any]) -> None:
         "momentum": None if options["optimizer"] == "sgd" else "it is for --optimizer sgd",
         "step_epochs": None if falls else "it is for --schedule step and plateau",
         "step_factor": None if falls else "it is for --schedule step and plateau",
-        "chunk_steps": None if per_frame else "it is for --segments and --frame-values",
+        "chunk_steps": None if per_frame or options.get("head") else "it is for --segments and --frame-values",
         "split_column": given and f"{given} decides the parts",
         "test_share": given and f"{given} decides the parts",
     }
@@ -327,8 +327,6 @@ def learning_of(kind: Any, options: dict[str, Any]) -> Any:
     from pipeline.heads import HeadConfig
     from pipeline.optimisation import FitConfig
     from pipeline.selection import Selection
-
-    _refuse_idle(options)
 
     def take(config: Any) -> dict[str, Any]:
         return {field.name: options.pop(field.name) for field in fields(config) if field.name in options}

@@ -42,16 +42,18 @@ def make_clip(
     pts: Sequence[float] | None = None,
     rotation: int = 0,
     colours: Sequence[tuple[int, int, int]] | None = None,
+    images: Sequence[np.ndarray] = (),
 ) -> Path:
     """Encode a clip at `path`, whose suffix chooses the container; missing folders are made. Returns the path.
 
     size: (width, height) as stored. pts: presentation times in seconds, rising, one per frame; evenly spaced by `fps`
     if not given. rotation: degrees counter-clockwise by which a player turns the stored frames (MP4 and MOV only).
     colours: one flat RGB colour per frame instead of `pattern` (then `frames` is ignored).
+    images: the frames themselves, (H, W, 3) uint8 of that size.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = [np.full((size[1], size[0], 3), colour, np.uint8) for colour in colours or ()]
+    images = images or [np.full((size[1], size[0], 3), colour, np.uint8) for colour in colours or ()]
     images = images or [pattern(index, size) for index in range(frames)]
     rate = Fraction(fps).limit_denominator(1000)
     time_base = Fraction(1, 1000) if pts is not None else 1 / rate

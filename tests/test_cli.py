@@ -38,6 +38,7 @@ def test_help_lists_every_command_with_a_line() -> None:
         "describe",
         "evaluate",
         "extract",
+        "finetune",
         "merge",
         "pack",
         "predict",
@@ -167,10 +168,16 @@ def test_the_demo_walks_from_clips_to_bank(
     assert re.search(r"^forwards-swelling_004 +(forwards|backwards)-\w+ 0\.\d+$", text, re.MULTILINE), "predicted"
     assert len(Bank(tmp_path / "samples.h5")) == 20
     assert (tmp_path / "samples-head" / "confusion.png").exists()
+    assert re.search(r"^ +1  features\.12 +197,184 +0\.0001$", text, re.MULTILINE), "what is fine-tuned"
+    assert re.search(r"^  frozen backbone +\d\.\d{3}\b", text, re.MULTILINE), "what it is held against"
+    assert text.endswith(f"framebank compare {tmp_path / 'samples-head'} {tmp_path / 'samples-finetuned'}\n")
+    weights = (tmp_path / "samples-finetuned" / "backbone.safetensors").stat()
     assert demo.run(tmp_path) == 0  # again: nothing to do
     text = capsys.readouterr().out
     assert "20 videos done before" in text
     assert "samples-head is finished" in text
+    assert "samples-finetuned is finished" in text
+    assert (tmp_path / "samples-finetuned" / "backbone.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
 
 
 def test_a_reader_that_leaves_is_no_error(bank: Path) -> None:

@@ -171,9 +171,19 @@ def test_commands_parse(line: str) -> None:
             choose_preset(context.params["backbone"] or "resnet50", context.params["weights"], context.params["preset"])
 
 
+def test_the_command_over_several_processes_parses() -> None:
+    (line,) = shell_lines(README, "torchrun")
+    launched, _, words = line.partition(" -m stages.cli finetune ")
+    assert launched.startswith("torchrun --nproc-per-node ")
+    with main.commands["finetune"].make_context("finetune", shlex.split(words)) as context:
+        assert context.params["head"]
+
+
 @pytest.mark.parametrize("text", [README, SCHEMA], ids=["README", "data/README"])
 def test_every_option_and_command_that_is_named_exists(text: str) -> None:
-    known = {"--help", "--version"}.union(*(option_names(command) for command in main.commands.values()))
+    known = {"--help", "--version", "--nproc-per-node"}.union(
+        *(option_names(command) for command in main.commands.values())
+    )
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
     assert set(re.findall(r"`framebank ([a-z-]+)", text)) <= set(main.commands)
 
@@ -184,7 +194,7 @@ def test_every_command_and_make_target_is_documented_or_found_by_help() -> None:
     assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets
     variables = set(re.findall(r"^#   ([A-Z]+)=", MAKEFILE, re.MULTILINE))
     assert set(re.findall(r"\b([A-Z]+)=(?=`|\w)", README)) <= variables
-    for name in ("extract", "describe", "pack", "merge", "remove"):
+    for name in ("extract", "describe", "train-head", "finetune", "pack", "merge", "remove"):
         assert f"framebank {name}" in README
 
 

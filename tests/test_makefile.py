@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ["help", "demo", "extract", "train-head", "describe", "test", "test-all", "check", "clean"]
+TARGETS = ["help", "demo", "extract", "train-head", "finetune", "describe", "test", "test-all", "check", "clean"]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -55,7 +55,7 @@ def test_help_lists_every_target() -> None:
     assert result.returncode == 0
     assert re.findall(r"^make ([a-z-]+) +\S.+$", result.stdout, re.MULTILINE) == TARGETS
     assert result.stdout == make(ROOT, "help").stdout
-    for variable in ("DATA", "BACKBONE", "WEIGHTS", "OUT", "RUN", "ARGS", "PYTHON", "JOBS"):
+    for variable in ("DATA", "BACKBONE", "WEIGHTS", "OUT", "RUN", "FINETUNED", "ARGS", "PYTHON", "JOBS"):
         assert f"\n  {variable}=" in result.stdout
 
 
@@ -111,6 +111,30 @@ def test_train_head_takes_the_bank_of_the_data(project: Path) -> None:
     assert calls(project, "train-head", "OUT=x.h5", "RUN=runs/it's", "DATA=y") == [
         ["framebank", "train-head", "x.h5", "--out", "runs/it's"]
     ]
+
+
+def test_finetune_without_data_trains_the_sample_set_s_head_first(project: Path) -> None:
+    ran = calls(project, "finetune", "ARGS=--epochs 2")
+    assert ran[:-1] == calls(project, "train-head")
+    finetune = ["framebank", "finetune", "data/samples", "--head", "data/samples-head"]
+    assert ran[-1] == [*finetune, "--out", "data/samples-finetuned", "--epochs", "2"]
+
+
+def test_finetune_takes_the_head_of_the_data(project: Path) -> None:
+    finetune = ["framebank", "finetune", "my videos", "--head", "data/my videos-head"]
+    finetune += ["--out", "data/my videos-finetuned"]
+    assert calls(project, "finetune", "DATA=my videos") == [finetune]
+    assert calls(project, "finetune", "DATA=x", "RUN=runs/it's", "FINETUNED=runs/a b") == [
+        ["framebank", "finetune", "x", "--head", "runs/it's", "--out", "runs/a b"]
+    ]
+
+
+def test_finetune_names_weights_that_are_a_file_and_no_others(project: Path) -> None:
+    (project / "it's mine.pth").touch()
+    named = calls(project, "finetune", "DATA=x", "WEIGHTS=it's mine.pth")[0]
+    assert named[-2:] == ["--weights", "it's mine.pth"]
+    for weights in ("DEFAULT", "IMAGENET1K_V1", "random"):
+        assert calls(project, "finetune", "DATA=x", f"WEIGHTS={weights}")[0] == named[:-2]
 
 
 def test_other_commands(project: Path) -> None:

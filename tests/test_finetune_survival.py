@@ -1,0 +1,217 @@
+"""Fine-tuning that is killed, interrupted, or done by two processes: it comes to the same end."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY
+from tests.finetuning import SGD, Start, chances, far_apart, finetuned, losses, make_clips, start_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
+# Forked children start in milliseconds where a fresh interpreter needs seconds to import torch; the kills are as real.
+DRIVER = """
+import json, os, sys
+import torch, torchvision, av, h5py, pandas, sklearn.linear_model, matplotlib.pyplot
+torch.set_num_threads(1)
+from pipeline import fitting
+from stages import cli, extract, finetune, finetune_options
+fitting.CHECKPOINT_SECONDS = 0.0
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.close(0)
+        os.dup2(2, 1)
+        try:
+            cli.main(json.loads(line))
+        except SystemExit as done:
+            os._exit(int(done.code or 0))
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(99)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+FILES = ("backbone.safetensors", "model.safetensors", "predictions.csv", "splits.csv")
+
+
+class Runs:
+    """Calls of the command, each in a process of its own that can be killed."""
+
+    def __init__(self) -> None:
+        self.driver = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", DRIVER],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        )  # fmt: skip
+
+    def start(self, words: list[str]) -> int:
+        assert self.driver.stdin is not None
+        assert self.driver.stdout is not None
+        print(json.dumps(words), file=self.driver.stdin, flush=True)
+        return int(self.driver.stdout.readline())
+
+    def status(self) -> int:
+        """Wait for the call: its exit status, or minus the signal that killed it."""
+        assert self.driver.stdout is not None
+        return os.waitstatus_to_exitcode(int(self.driver.stdout.readline()))
+
+    def close(self) -> None:
+        assert self.driver.stdin is not None
+        assert self.driver.stdout is not None
+        self.driver.stdin.close()
+        assert self.driver.wait(30) == 0
+        self.driver.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    folder = tmp_path_factory.mktemp("start")
+    return start_of(folder, make_clips(folder / "data", 24), "--folds", 2, "--norm", "none")
+
+
+@pytest.fixture
+def runs() -> Runs:
+    return Runs()
+
+
+def words(start: Start, out: Path, *more: object) -> list[str]:
+    asked = ("finetune", start.data, "--head", start.run, "--out", out, "--epochs", 4, "--batch-size", 4, *more)
+    return [str(word) for word in asked]
+
+
+def where(out: Path) -> str:
+    """How far a run has come."""
+    if not out.exists():
+        return "nothing"
+    folds = sorted(folder.name for folder in (out / "folds").glob("*"))
+    if not folds:
+        return "banking" if (out / "prefix").exists() else "begun"
+    return f"training {folds[-1]}"
+
+
+def seen(out: Path) -> dict[Path, int]:
+    """The files of a run, and when they were written."""
+    found = {}
+    for path in out.rglob("*"):
+        with suppress(FileNotFoundError):
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+@pytest.mark.parametrize("more", [(), ("--no-prefix-bank", "--unfreeze", "0:head,2:features.12")])
+def test_killed_again_and_again_it_comes_to_the_same_end(
+    start: Start, tmp_path: Path, runs: Runs, more: tuple[object, ...]
+) -> None:
+    calm, out = tmp_path / "calm", tmp_path / "killed"
+    runs.start(words(start, calm, *more))
+    assert runs.status() == 0
+    randomly, kills, places, status = random.Random(2), 0, set(), -signal.SIGKILL
+    while status:
+        process, before = runs.start(words(start, out, *more)), seen(out)
+        for _ in range(3000):  # until there is news, so that it does end
+            if seen(out) != before:
+                break
+            time.sleep(0.002)
+        time.sleep(randomly.uniform(0, 0.2))
+        with suppress(ProcessLookupError):  # it was done already
+            os.kill(process, signal.SIGKILL)
+        status = runs.status()
+        assert status in (0, -signal.SIGKILL)
+        kills += status < 0
+        places.add(where(out))
+    assert kills >= 3
+    assert any(place.startswith("training") for place in places), places
+    for name in FILES:
+        assert (out / name).read_bytes() == (calm / name).read_bytes(), name
+    assert losses(out) == losses(calm)
+    assert not (out / "prefix").exists()
+    runs.close()
+
+
+def test_killed_while_it_banks_it_goes_on_there(start: Start, tmp_path: Path, runs: Runs) -> None:
+    calm, out = tmp_path / "calm", tmp_path / "killed"
+    runs.start(words(start, calm))
+    assert runs.status() == 0
+    for wait in (0.0, 0.02, 0.05, 0.1):
+        process = runs.start(words(start, out))
+        before = set((out / "prefix").glob("*"))
+        for _ in range(2000):
+            if set((out / "prefix").glob("*")) != before or (out / "folds").exists():
+                break
+            time.sleep(0.005)
+        time.sleep(wait)
+        os.kill(process, signal.SIGKILL)
+        assert runs.status() == -signal.SIGKILL
+    runs.start(words(start, out))
+    assert runs.status() == 0
+    for name in FILES:
+        assert (out / name).read_bytes() == (calm / name).read_bytes(), name
+    runs.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_says_130_and_goes_on(start: Start, tmp_path: Path, runs: Runs, number: int) -> None:
+    out = tmp_path / "out"
+    for awaited in ("prefix", "folds/1/checkpoint-0.pt"):
+        process = runs.start(words(start, out))
+        for _ in range(4000):
+            if (out / awaited).exists():
+                break
+            time.sleep(0.002)
+        os.kill(process, number)
+        assert runs.status() == 130
+        assert not (out / "results.json").exists()
+    runs.start(words(start, out))
+    assert runs.status() == 0
+    runs.close()
+
+
+def together(arguments: list[str]) -> str:
+    """The command in two processes, as torchrun starts them; what it says."""
+    done = subprocess.run(
+        [
+            sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "stages.cli", *arguments, "--device", "cpu",
+        ],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("more", [(), ("--no-prefix-bank",)])
+def test_two_processes_train_what_one_does(start: Start, tmp_path: Path, more: tuple[object, ...]) -> None:
+    plain = tmp_path / "plain"
+    head = start_of(tmp_path, start.data, "--norm", "none", "--output-dropout", 0, "--pool", "mean")
+    finetuned(head, plain, *SGD, "--epochs", 3, "--batch-size", 6, *more)
+    said = together([*words(head, tmp_path / "two", *SGD, "--batch-size", 6, "--epochs", 3, *more)])
+    assert said.count("Accuracy on held-out videos") == 1
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(plain), rtol=1e-4)
+    np.testing.assert_allclose(chances(tmp_path / "two"), chances(plain), atol=1e-4)
+    assert far_apart(tmp_path / "two", plain) < 1e-5
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "two", plain))
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+    names = [sorted(path.relative_to(run).as_posix() for path in run.rglob("*")) for run in (tmp_path / "two", plain)]
+    assert names[0] == names[1]
+    assert pd.read_csv(tmp_path / "two" / "metrics.csv")["rows"].equals(pd.read_csv(plain / "metrics.csv")["rows"])
+
+
+def test_two_processes_begin_from_scratch_too(start: Start, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ["finetune", start.data, "--out", out, "--backbone", "squeezenet1_1", "--weights", "random"]
+    said = together(
+        [*map(str, asked), "--image-size", "48", "--precision", "fp32", "--unfreeze", "all", "--epochs", "1"]
+    )
+    assert said.count("Accuracy on held-out videos") == 1
+    assert (out / "results.json").exists()
