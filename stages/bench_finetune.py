@@ -36,9 +36,8 @@ from pipeline.encoder import choose_device
 from pipeline.epochs import portions_of
 from pipeline.errors import UserError
 from pipeline.finetuning import (
-    BACKBONE_RATE,
     FIT,
-    LAYER_DECAY,
+    FROM_HEAD,
     MICRO_BATCH,
     UNFREEZE,
     Joint,
@@ -209,7 +208,9 @@ def _setting(config: BenchFinetuneConfig, bank: Bank, threads: int) -> _Setting:
             "nothing to bank and nothing to compare; let less of it train."
         )
     blocks = blocks_of(start.backbone)
-    groups = groups_of(start.backbone.module.net, blocks, unfreezing, rate=BACKBONE_RATE, decay=LAYER_DECAY)
+    groups = groups_of(
+        start.backbone.module.net, blocks, unfreezing, rate=FROM_HEAD.backbone_rate, decay=FROM_HEAD.layer_decay
+    )
     plan = JointPlan(
         objective=learning.objective,
         selection=learning.selection,

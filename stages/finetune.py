@@ -2,10 +2,12 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -18,9 +20,8 @@ from pipeline.blocks import blocks_of
 from pipeline.encoder import choose_device
 from pipeline.errors import UserError
 from pipeline.finetuning import (
-    BACKBONE_RATE,
     FIT,
-    LAYER_DECAY,
+    FROM_HEAD,
     MICRO_BATCH,
     UNFREEZE,
     Joint,
@@ -34,10 +35,10 @@ from pipeline.finetuning import (
 )
 from pipeline.fitting import check_parts
 from pipeline.halves import Halves, split
+from pipeline.heads import Head
 from pipeline.held_out import hold_out
 from pipeline.joining import Joined
 from pipeline.learning import Learning
-from pipeline.material import Material
 from pipeline.optimisation import FitConfig
 from pipeline.prefix_bank import check_room, prefix_bytes
 from pipeline.rescoring import embedded_anew
@@ -48,10 +49,10 @@ from pipeline.sources import source_text
 from pipeline.splits import Fold
 from pipeline.starting_point import StartingPoint, bank_of, find_sources, open_bank, open_run
 from pipeline.training import OnEpoch
-from pipeline.unfreezing import Unfreezing, groups_of, read_unfreezing
+from pipeline.unfreezing import Group, Unfreezing, groups_of, read_unfreezing
 from stages import finetune_words as words
 from stages.console import Display, counted
-from stages.training_run import Asked, Trained, begin, load, train_and_score
+from stages.training_run import Asked, Loaded, Train, Trained, begin, load, train_and_score
 
 OK, INTERRUPTED = 0, 130
 _THREAD_FLOPS = 5e8  # of a micro-batch's forward pass, for each thread that shares it
@@ -74,8 +75,8 @@ class FinetuneConfig:
     image_fps: float | None = None
     unfreeze: str = UNFREEZE
     train_batch_norm: bool = False
-    backbone_rate: float = BACKBONE_RATE
-    layer_decay: float = LAYER_DECAY
+    backbone_rate: float = FROM_HEAD.backbone_rate
+    layer_decay: float = FROM_HEAD.layer_decay
     selection: Selection | None = None
     augment: tuple[str, ...] = ()
     views: int = 0
@@ -141,134 +142,178 @@ def run(config: FinetuneConfig) -> int:
             torch.set_num_threads(threads)
 
 
+class _Opened(NamedTuple):
+    """What was asked, held against what is there.
+
+    Attributes:
+        start: where it begins.
+        learning: what is learnt, with the frames, the training and the seeds of this run.
+        loaded: the videos with their targets, and the folds.
+        videos: their files, in their order.
+        unfreezing, groups: what of the backbone trains, and how fast.
+        halves: of the backbone.
+    """
+
+    start: StartingPoint
+    learning: Learning
+    loaded: Loaded
+    videos: pd.DataFrame
+    unfreezing: Unfreezing
+    groups: tuple[Group, ...]
+    halves: Halves
+
+
 def _run(config: FinetuneConfig, threads: int) -> int:
     started = time.monotonic()
     display = Display(quiet=config.quiet or not ranks.first())
     device = choose_device(ranks.device(config.device))
     with ExitStack() as stack:
-        start = _start(config, stack, device)
-        learning = replace(
-            start.learning,
-            selection=config.selection or start.learning.selection,
-            epochs=config.fit.epochs,
-            fit=config.fit,
-            seeds=config.seeds,
-        )
-        words.show_backbone(display, start.backbone, start.precision, device.type)
-        loaded = load(display, [start.bank], learning)
-        for note in start.notes:
-            display.field("Note", note)
-        material, folds = loaded.material, loaded.folds
-        start.check(material, folds, config.seeds)
-        for fold in folds:
-            check_parts(config.fit, len(fold.validation))
-        ids = material.sequences[0].ids
-        videos = find_sources(config.data, start.bank, ids, all_files=config.all_files, image_fps=config.image_fps)
-        unfreezing = read_unfreezing(config.unfreeze, start.backbone, batch_norm=config.train_batch_norm)
-        _check(config, start, unfreezing)
-        groups = groups_of(
-            start.backbone.module.net,
-            blocks_of(start.backbone),
-            unfreezing,
-            rate=config.backbone_rate,
-            decay=config.layer_decay,
-        )
-        halves = split(start.backbone, unfreezing.names)
+        opened = _open(config, stack, display, device)
+        start, learning, folds = opened.start, opened.learning, opened.loaded.folds
         files = {"targets": learning.targets, "segments": learning.segments, "frame values": learning.frame_values}
         identity = runs.data_identity([start.bank], {**files, "splits": learning.splits})
         asked = Asked(config.out, config.resolved(learning, start.precision), identity, "model")
         state = begin(display, asked, folds)
         if state == runs.FINISHED:
             return OK
-        banks = _prefix_banks(config, halves)
-        if banks and not _bank(config, start, halves, videos, banks, display, device):
+        banks = _prefix_banks(config, opened.halves)
+        if not banks:
+            words.show_unbanked(display, opened.halves)
+        elif not _bank(config, opened, banks, display, device):
             display.line("Interrupted; the same command goes on.")
             return INTERRUPTED
-        if not banks:
-            words.show_unbanked(display, halves)
-        joint = _joint(config, start, halves, material, videos, banks, device)
-        first = head_of(start.head(material, folds[0], 0))
-        plan = JointPlan(
-            objective=learning.objective,
-            selection=learning.selection,
-            fit=learning.fit,
-            unfreezing=unfreezing,
-            groups=tuple(groups),
-            precision=start.precision,
-            micro_batch=config.micro_batch or MICRO_BATCH[device.type],
-            recompute=bool(config.recompute),
-            identity=asked.config["finetune"],
-            device=device,
-            threads=_threads(joint, threads) if device.type == "cpu" else None,
-        )
-        too_much, kept = needs_recomputing(joint, first, plan)
-        if config.recompute is None:
-            plan = replace(plan, recompute=too_much and not config.train_batch_norm)
-        words.show_trained(display, first, learning.pca, plan, groups)
+        joint = _joint(config, opened, banks, device)
+        first = head_of(start.head(opened.loaded.material, folds[0], 0))
+        plan, kept = _plan(config, opened, joint, first, asked.config["finetune"], device, threads)
+        words.show_trained(display, first, learning.pca, plan, opened.groups)
         words.show_plan(display, plan, kept, config.augment, config.views, resumed=state == runs.UNFINISHED)
-        said: list[Joined] = []
-
-        def on_joined(found: Joined) -> None:
-            if not said:
-                words.show_joined(display, found)
-            said.append(found)
-
-        frames = {"frames_embedded": 0, "frames_trained": 0}
-
-        scored = stack.enter_context(ExitStack())  # what the last fold's test videos are read from
-
-        def train(fold: Fold, seed: int, folder: Path, on_epoch: OnEpoch) -> Trained:
-            scored.close()
-            begins = start.head(material, fold, seed)
-            seeded = replace(plan, fit=replace(plan.fit, seed=plan.fit.seed + seed))
-            bundle, history, notes = finetune_fold(
-                joint, material, fold, begins, seeded, folder, on_epoch=on_epoch, on_joined=on_joined
-            )
-            _count(frames, history, joint, fold, banked=bool(banks))
-            read = []
-            if fold.test:  # by what was written, as predict does: what is scored is what is used
-                tested = videos[videos["id"].isin(fold.test)]
-                anew = embedded_anew(bundle, tested, start.bank, device=device, on_progress=lambda _: None)
-                read = [load_sequences([scored.enter_context(anew)], fold.test, spatial=material.spatial)]
-            return Trained(bundle, read, history, notes)
-
-        def frozen() -> dict[str, HeldOut]:
-            parts = [
-                hold_out(
-                    start.head(material, fold, 0),
-                    material.sequences,
-                    material.targets,
-                    fold.test,
-                    fold=fold.name,
-                    device=device,
-                )
-                for fold in folds
-            ]
-            return {"frozen backbone": joined(parts)}
+        frames = {"frames_embedded": len(banks) * int(joint.sequences.lengths.sum()), "frames_trained": 0}
 
         def cost() -> dict[str, Any]:
-            once = len(banks) * int(joint.sequences.lengths.sum())
-            embedded = frames["frames_embedded"] + once
-            return {
-                **frames,
-                "frames_embedded": embedded,
-                "seconds": time.monotonic() - started,
-                "trained_share": halves.share,
-            }
+            return {**frames, "trained_share": opened.halves.share, "seconds": time.monotonic() - started}
 
         train_and_score(
             display,
             asked,
             learning,
-            loaded,
-            train,
+            opened.loaded,
+            _training(opened, joint, plan, frames, display, stack),
             device=device,
             cost=cost,
-            more_baselines=None if config.head is None else frozen,
+            more_baselines=None if config.head is None else partial(_frozen, opened, device),
         )
     if ranks.first():
         shutil.rmtree(config.out / runs.PREFIX, ignore_errors=True)
     return OK
+
+
+def _open(config: FinetuneConfig, stack: ExitStack, display: Display, device: torch.device) -> _Opened:
+    """Open all that is needed, say what it is, and refuse what does not go together before any work is done."""
+    start = _start(config, stack, device)
+    learning = replace(
+        start.learning,
+        selection=config.selection or start.learning.selection,
+        epochs=config.fit.epochs,
+        fit=config.fit,
+        seeds=config.seeds,
+    )
+    words.show_backbone(display, start.backbone, start.precision, device.type)
+    loaded = load(display, [start.bank], learning)
+    for note in start.notes:
+        display.field("Note", note)
+    start.check(loaded.material, loaded.folds, config.seeds)
+    for fold in loaded.folds:
+        check_parts(config.fit, len(fold.validation))
+    ids = loaded.material.sequences[0].ids
+    videos = find_sources(config.data, start.bank, ids, all_files=config.all_files, image_fps=config.image_fps)
+    unfreezing = read_unfreezing(config.unfreeze, start.backbone, batch_norm=config.train_batch_norm)
+    _check(config, start, unfreezing)
+    groups = groups_of(
+        start.backbone.module.net,
+        blocks_of(start.backbone),
+        unfreezing,
+        rate=config.backbone_rate,
+        decay=config.layer_decay,
+    )
+    halves = split(start.backbone, unfreezing.names)
+    return _Opened(start, learning, loaded, videos, unfreezing, tuple(groups), halves)
+
+
+def _plan(
+    config: FinetuneConfig,
+    opened: _Opened,
+    joint: Joint,
+    head: Head,
+    identity: Mapping[str, Any],
+    device: torch.device,
+    threads: int,
+) -> tuple[JointPlan, float]:
+    """How all is trained, and how many bytes the activations of the largest batch take."""
+    plan = JointPlan(
+        objective=opened.learning.objective,
+        selection=opened.learning.selection,
+        fit=config.fit,
+        unfreezing=opened.unfreezing,
+        groups=opened.groups,
+        precision=opened.start.precision,
+        micro_batch=config.micro_batch or MICRO_BATCH[device.type],
+        recompute=bool(config.recompute),
+        identity=identity,
+        device=device,
+        threads=_threads(joint, threads) if device.type == "cpu" else None,
+    )
+    too_much, kept = needs_recomputing(joint, head, plan)
+    if config.recompute is None:
+        plan = replace(plan, recompute=too_much and not config.train_batch_norm)
+    return plan, kept
+
+
+def _training(
+    opened: _Opened, joint: Joint, plan: JointPlan, frames: dict[str, int], display: Display, stack: ExitStack
+) -> Train:
+    """What trains a fold; `frames` counts what it takes."""
+    start, material = opened.start, opened.loaded.material
+    scored = stack.enter_context(ExitStack())  # what the last fold's test videos are read from
+    said: list[Joined] = []
+
+    def on_joined(found: Joined) -> None:
+        if not said:
+            words.show_joined(display, found)
+        said.append(found)
+
+    def train(fold: Fold, seed: int, folder: Path, on_epoch: OnEpoch) -> Trained:
+        scored.close()
+        begins = start.head(material, fold, seed)
+        seeded = replace(plan, fit=replace(plan.fit, seed=plan.fit.seed + seed))
+        bundle, history, notes = finetune_fold(
+            joint, material, fold, begins, seeded, folder, on_epoch=on_epoch, on_joined=on_joined
+        )
+        _count(frames, history, joint, fold)
+        read = []
+        if fold.test:  # by what was written, as predict does: what is scored is what is used
+            tested = opened.videos[opened.videos["id"].isin(fold.test)]
+            anew = embedded_anew(bundle, tested, start.bank, device=plan.device, on_progress=lambda _: None)
+            read = [load_sequences([scored.enter_context(anew)], fold.test, spatial=material.spatial)]
+        return Trained(bundle, read, history, notes)
+
+    return train
+
+
+def _frozen(opened: _Opened, device: torch.device) -> dict[str, HeldOut]:
+    """What the heads that it starts from say of the test parts, on the bank."""
+    material = opened.loaded.material
+    parts = [
+        hold_out(
+            opened.start.head(material, fold, 0),
+            material.sequences,
+            material.targets,
+            fold.test,
+            fold=fold.name,
+            device=device,
+        )
+        for fold in opened.loaded.folds
+    ]
+    return {"frozen backbone": joined(parts)}
 
 
 def _check(config: FinetuneConfig, start: StartingPoint, unfreezing: Unfreezing) -> None:
@@ -322,26 +367,19 @@ def _prefix_banks(config: FinetuneConfig, halves: Halves) -> list[Path]:
     return [plain, *(plain.with_stem(f"{plain.stem}-view{view}") for view in range(1, config.views + 1))]
 
 
-def _bank(
-    config: FinetuneConfig,
-    start: StartingPoint,
-    halves: Halves,
-    videos: pd.DataFrame,
-    banks: list[Path],
-    display: Display,
-    device: torch.device,
-) -> bool:
+def _bank(config: FinetuneConfig, opened: _Opened, banks: list[Path], display: Display, device: torch.device) -> bool:
     """Bank what the frozen part gives, of all frames in the head's bank. Returns whether it was finished."""
-    assert halves.prefix is not None
-    rows = int(start.bank.catalog.set_index("id").loc[list(videos["id"]), "rows"].sum())
-    size = prefix_bytes(halves.prefix.feature_shape, rows, start.precision) * len(banks)
+    start, prefix, videos = opened.start, opened.halves.prefix, opened.videos
+    assert prefix is not None
+    rows = int(opened.loaded.material.sequences[0].lengths.sum())
+    size = prefix_bytes(prefix.feature_shape, rows, start.precision) * len(banks)
     check_room(banks, size)
-    words.show_banked(display, halves, banks[0], size, rows)
+    words.show_banked(display, opened.halves, banks[0], size, rows)
     for view, out in enumerate(banks):
         with display.progress(len(videos), rows) as show:
             interrupted = bank_boundary(
                 out,
-                halves.prefix,
+                prefix,
                 start.bank,
                 videos,
                 precision=start.precision,
@@ -357,36 +395,30 @@ def _bank(
     return True
 
 
-def _joint(
-    config: FinetuneConfig,
-    start: StartingPoint,
-    halves: Halves,
-    material: Material,
-    videos: pd.DataFrame,
-    banks: list[Path],
-    device: torch.device,
-) -> Joint:
+def _joint(config: FinetuneConfig, opened: _Opened, banks: list[Path], device: torch.device) -> Joint:
     """What the joined model reads: activations from the banks, or frames from the videos."""
     most_rows = config.fit.max_steps  # the same either way, so that batches are
     if banks:
-        return joint_on_banks(halves, banks, material.sequences[0], most_rows=most_rows)
+        return joint_on_banks(opened.halves, banks, opened.loaded.material.sequences[0], most_rows=most_rows)
     return joint_on_frames(
-        halves,
-        start.backbone,
-        start.bank,
-        videos,
-        precision=start.precision,
+        opened.halves,
+        opened.start.backbone,
+        opened.start.bank,
+        opened.videos,
+        precision=opened.start.precision,
         device=device,
         most_rows=most_rows,
         augmentation=Augmentation(config.augment, config.fit.seed) if config.augment else None,
     )
 
 
-def _count(frames: dict[str, int], history: list[dict[str, Any]], joint: Joint, fold: Fold, *, banked: bool) -> None:
+def _count(frames: dict[str, int], history: list[dict[str, Any]], joint: Joint, fold: Fold) -> None:
     """Add the frames that one training took: through the part that trains, and through the whole if nothing is
     banked."""
     lengths = dict(zip(joint.sequences.ids, joint.sequences.lengths.tolist(), strict=True))
     trained = sum(int(epoch["rows"]) for epoch in history)
     validated = sum(lengths[video] for video in fold.validation) * len(history)
     frames["frames_trained"] += trained
-    frames["frames_embedded"] += sum(lengths[video] for video in fold.test) + (0 if banked else trained + validated)
+    frames["frames_embedded"] += sum(lengths[video] for video in fold.test) + (
+        0 if joint.front is None else trained + validated
+    )

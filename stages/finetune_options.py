@@ -48,18 +48,17 @@ TRAINS = grouped(
     click.option(
         "--backbone-rate",
         type=Real(min=0, min_open=True),
-        default=1e-4,
-        show_default=True,
         metavar="X",
-        help="Peak learning rate of the last block; --learning-rate is the head's.",
+        help=(
+            "Peak learning rate of the last block.  [default: 0.00003; without --head 0.0001, and 0.001 for random "
+            "weights]"
+        ),
     ),
     click.option(
         "--layer-decay",
         type=Real(0, 1, min_open=True),
-        default=0.7,
-        show_default=True,
         metavar="X",
-        help="Each block before it has X times the rate of the next.",
+        help="Each block before it has X times the rate of the next.  [default: 0.7; 1 for random weights]",
     ),
     click.option(
         "--augment",
@@ -103,7 +102,13 @@ MEMORY = grouped(
     ),
     heading="Speed and memory",
 )
-FIT = training(5e-4, 1024, 8, "Passes over the training videos.")
+FIT = training(
+    None,
+    1024,
+    None,
+    "Passes over the training videos.  [default: 8; 30 without --head]",
+    "Peak learning rate of the head.  [default: 0.0002; 0.001 without --head]",
+)
 FINETUNE = grouped(START, TRAINS, MEMORY, STEPS, FIT, PRECISION, WHAT, NETWORK, TARGETS, SPLITS, HEAD)
 BENCH = grouped(
     click.option("--head", type=DATA, required=True, metavar="RUN", help="The run of train-head to start from."),
@@ -125,6 +130,7 @@ _CHOSEN = ("stride", "fps", "frames", "tsn", "tail", "window", "test_crops")
 def read(extraction: Any, finetuning: Any, options: dict[str, Any]) -> tuple[Any, Any]:
     """The flat options of the command line as configs of these kinds: of the extraction that comes first (None: none),
     and of the fine-tuning."""
+    from pipeline.finetuning import FROM_HEAD, FROM_SCRATCH, NEW_HEAD
     from pipeline.learning import Learning
     from pipeline.optimisation import FitConfig
 
@@ -141,6 +147,8 @@ def read(extraction: Any, finetuning: Any, options: dict[str, Any]) -> tuple[Any
             "give --head RUN to start from its head, or --weights (random, a name, a file) to start anew"
         )
     refuse_idle(options)
+    pace = FROM_HEAD if options["head"] is not None else FROM_SCRATCH if options["weights"] == "random" else NEW_HEAD
+    options |= {name: value for name, value in pace._asdict().items() if options[name] is None}
     network = {name: options.pop(name) for name in _EXTRACT}
     own = {name: options.pop(name) for name in names}
     learning = learning_of(Learning, options)

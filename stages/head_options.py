@@ -218,10 +218,11 @@ HEAD = grouped(
 
 
 def training(
-    learning_rate: float = 2e-3,
+    learning_rate: float | None = 2e-3,
     max_steps: int = 32768,
     epochs: int | None = None,
     epochs_help: str = "Passes over the training videos.  [default: 30, more where they make few steps]",
+    rate_help: str = "Learning rate at its peak.",
     more: Sequence[Callable[[Any], Any]] = (),
 ) -> Callable[[Any], Any]:
     """How heads are trained, and models that end in one, with the defaults that differ."""
@@ -269,7 +270,7 @@ def training(
         ),
         grouped(
             _choice("--optimizer", ["adamw", "sgd"], "adamw", "How weights are changed."),
-            _above_zero("--learning-rate", learning_rate, "Learning rate at its peak."),
+            _above_zero("--learning-rate", learning_rate, rate_help),
             _share("--momentum", 0.9, "Momentum of sgd."),
             click.option(
                 "--weight-decay", type=Real(min=0), default=1e-2, show_default=True, metavar="X", help="Pull towards 0."

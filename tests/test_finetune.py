@@ -274,9 +274,9 @@ def test_from_scratch_every_block_trains_and_an_unreadable_video_is_passed_over(
 
 @pytest.mark.slow
 def test_training_the_backbone_lowers_the_loss_further_than_the_head_alone_does(start: Start, tmp_path: Path) -> None:
-    words = ("--epochs", 15, "--learning-rate", 1e-3, "--unfreeze", "all", "--no-prefix-bank")
+    words = ("--epochs", 15, "--learning-rate", 2e-4, "--unfreeze", 2)
     ends = [
         np.mean(losses(finetuned(start, tmp_path / str(rate), *words, "--backbone-rate", rate))[-3:])
-        for rate in (1e-9, 1e-3)
+        for rate in (1e-9, 3e-4)
     ]
-    assert ends[1] < 0.7 * ends[0]
+    assert ends[1] < 0.8 * ends[0]
