@@ -129,6 +129,8 @@ def _shared_out(given: Sequence[str], wanted: Sequence[Mapping[str, Any]]) -> li
         if from_file
     ]
     what = f"the bank was made with {', then '.join(names)}" if names else "the bank's weights are found by their name"
+    if len(names) == 1 and not given:
+        raise UserError(f"{what[0].upper()}{what[1:]}: give that file by --weights FILE.")
     raise UserError(
         f"{what[0].upper()}{what[1:]}: give --weights {len(names) or 'no'} time{'s' * (len(names) != 1)}, "
         f"not {len(given)}."

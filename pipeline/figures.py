@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.ids import readable
 
@@ -126,6 +127,7 @@ def learning_curves(
         if marked in [column for column, *_ in lines]:
             _marks(axes, trainings, marked, kept)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # there is no epoch 1.25
         axes.set_ylabel(_text(name))
         _quiet(axes)
         axes.legend(fontsize=8, frameon=False)

@@ -304,7 +304,13 @@ def finetune_fold(
         kept = replace(bundle, members=(replace(bundle.members[0], head=model.head.eval()),))
         finish_fold(folder, kept, history, state)
     ranks.wait()
-    return load_bundle(folder), history, list(fitted.notes)
+    notes = list(fitted.notes)
+    if fitted.best_epoch <= min(group.epoch for group in plan.groups):
+        notes.append(
+            f"the validation part chose epoch {fitted.best_epoch}, before anything of the backbone trained: what was "
+            "kept has the weights that it began with"
+        )
+    return load_bundle(folder), history, notes
 
 
 def head_of(bundle: Bundle) -> Head:
@@ -344,7 +350,7 @@ def needs_recomputing(joint: Joint, head: Head, plan: JointPlan) -> tuple[bool, 
     they take."""
     model = joint.model(copy.deepcopy(head), replace(plan, recompute=False))
     model.begin_epoch(max(epoch for epoch, _ in plan.unfreezing.stages))
-    tried = joint.sequences.read(0, 0, _TRIED_ROWS)
+    tried = joint.sequences.read(int(joint.sequences.lengths.argmax()), 0, _TRIED_ROWS)  # the first may be one frame
     model.to(plan.device)
     size = kept_bytes(model, tried.to(plan.device)) * _most_rows(joint.sequences, plan)
     free = torch.cuda.mem_get_info(plan.device)[0] if plan.device.type == "cuda" else available_bytes()

@@ -118,7 +118,7 @@ def read_results(run: Path) -> dict[str, Any]:
 def _read(run: Path, name: str, remedy: str, needed: Set[str]) -> dict[str, Any]:
     try:
         content = json.loads((run / name).read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter where a bank is given as a run
         what = "is no run" if name == "config.json" else "is a run that has not finished"
         raise UserError(f"{run} {what}: it has no {name}; {remedy}.") from None
     except (OSError, ValueError) as error:

@@ -90,10 +90,11 @@ def main() -> None:
     """Bank the CNN embeddings of every video frame, once, in one HDF5 file.
 
     \b
-    framebank extract my_videos --out bank.h5    run the CNN over all frames, once
-    framebank describe bank.h5                   look at what is in the bank
-    framebank train-head bank.h5 --out run       train a head, beside baselines
-    framebank predict run new.mp4                label new videos
+    framebank extract my_videos --out bank.h5          run the CNN over all frames, once
+    framebank describe bank.h5                         look at what is in the bank
+    framebank train-head bank.h5 --out run             train a head, beside baselines
+    framebank finetune my_videos --head run --out r2   train the CNN with it
+    framebank predict run new.mp4                      label new videos
 
     Exit status: 0 all done, 1 verification failed, 2 could not run as asked, 3 finished with videos
     that could not be banked (the bank lists them as failures), 130 interrupted (run it again to go on).

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from pipeline import bank as banks
 from pipeline import resuming
 from pipeline.alike import own_label, own_settings
 from pipeline.backbone import Backbone, load_backbone
+from pipeline.bundles import load_bundle
 from pipeline.encoder import choose_batch_size, choose_device, choose_precision
 from pipeline.engine import Progress, ReadOptions
 from pipeline.errors import UserError
@@ -115,6 +117,8 @@ def run(config: ExtractConfig) -> int:
     summary.show_plan(display, plan, probed)
     if len(plan.todo):
         summary.show_recipe(display, backbone, recipe, device.type, preset_named=network.preset is not None)
+    if network.finetuned:
+        _warn_of_seen(display, Path(config.weights), plan.todo["id"])
 
     progress, interrupted = Progress(), False
     if len(plan.todo):
@@ -154,6 +158,18 @@ def _network(config: ExtractConfig) -> _Network:
     options = ("backbone", "layer", "preset", "image_size", "fit", "crop", "sampling")
     asked = {name: getattr(config, name) for name in options}
     return network._replace(**{name: value for name, value in asked.items() if value is not None})
+
+
+def _warn_of_seen(display: Display, run: Path, ids: Iterable[str]) -> None:
+    """Say that the fine-tuned backbone of a run has learnt from videos that it is about to embed."""
+    seen = set(load_bundle(run).trained_on or {}).intersection(ids)
+    if seen:
+        display.field(
+            "Note",
+            f"this backbone was trained with {len(seen)} of these videos; a head that is tested on them scores too "
+            f"well. Test other videos: where {run} tests some that are not among them, train-head --splits "
+            f"{run / 'splits.csv'} does",
+        )
 
 
 def _load(network: _Network, seed: int) -> Backbone:

@@ -93,6 +93,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if (self.head is None) == (self.learning is None) or (self.head is None and self.bank is None):
             raise ValueError("either a run to start from, or a bank and what to learn")
+        if self.head is not None and self.head.resolve() == self.out.resolve():
+            raise UserError(f"--out {self.out} is the run that --head names, whose head is still needed; give another")
         Augmentation(self.augment, self.fit.seed)  # refuses what it does not know, before any work
         if self.views and not self.augment:
             raise UserError("--views are views by augmentation; say which: --augment crop,flip,jitter")
@@ -171,7 +173,8 @@ def _run(config: FinetuneConfig, threads: int) -> int:
         opened = _open(config, stack, display, device)
         start, learning, folds = opened.start, opened.learning, opened.loaded.folds
         files = {"targets": learning.targets, "segments": learning.segments, "frame values": learning.frame_values}
-        identity = runs.data_identity([start.bank], {**files, "splits": learning.splits})
+        begun = None if config.head is None else config.head / "model.safetensors"  # it may be trained anew meanwhile
+        identity = runs.data_identity([start.bank], {**files, "splits": learning.splits, "head": begun})
         asked = Asked(config.out, config.resolved(learning, start.precision), identity, "model")
         state = begin(display, asked, folds)
         if state == runs.FINISHED:

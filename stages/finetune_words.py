@@ -64,13 +64,13 @@ def show_plan(
     stop = f", stops after {fit.patience} without improvement" if fit.patience else ""
     steps = f" × {fit.accumulate} accumulated" if fit.accumulate > 1 else ""
     chosen = plan.selection
-    drawn = f" in {views} banked views" if views else ", drawn anew in every epoch"
+    drawn = f" in {counted(views, 'banked view')}" if views else ", drawn anew in every epoch"
     augmented = f", augmented by {', '.join(parts)}{drawn}" if parts else ""
     frames = "" if chosen.rule == "all" else f", frames by {chosen.rule} {chosen.amount:g}"
     display.field(
         "Training",
-        f"{fit.epochs} epochs{stop}, batches of {fit.batch_size}{steps} videos and at most {fit.max_steps:,} frames, "
-        f"{fit.optimizer}, {fit.schedule} schedule{frames}{augmented}",
+        f"{counted(fit.epochs, 'epoch')}{stop}, batches of {fit.batch_size}{steps} videos and at most "
+        f"{fit.max_steps:,} frames, {fit.optimizer}, {fit.schedule} schedule{frames}{augmented}",
     )
     how = "computed again in the backward pass" if plan.recompute else "kept for the backward pass"
     display.field(

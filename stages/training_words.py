@@ -93,7 +93,7 @@ def show_plan(display: Display, plan: Plan, material: Material, *, resumed: bool
     frames = "" if chosen.rule == "all" else f", frames by {chosen.rule} {chosen.amount:g}"
     display.field(
         "Training",
-        f"{fit.epochs} epochs{stop}, batches of {fit.batch_size}, {fit.optimizer} {fit.learning_rate:g}, "
+        f"{counted(fit.epochs, 'epoch')}{stop}, batches of {fit.batch_size}, {fit.optimizer} {fit.learning_rate:g}, "
         f"{fit.schedule} schedule{frames}, on {plan.device.type}",
     )
     if resumed:

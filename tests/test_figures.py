@@ -123,6 +123,7 @@ def test_a_fold_number_read_from_a_table_is_found(tmp_path: Path, drawn: list[Fi
     figures.learning_curves(tmp_path / "l.png", epochs, best={(0, "1", 0): 2})
     (axes,) = drawn[0].axes
     assert axes.collections[0].get_offsets().tolist() == [[2, 1.0]]
+    assert all(place == round(place) for place in axes.get_xticks()), "epochs are counted"
 
 
 def test_curves_without_validation_and_of_one_epoch(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.video_model import VideoModel
+from tests.clips import make_clip
 from tests.commands import framebank, said
 from tests.finetuning import (
     SGD,
@@ -280,3 +281,22 @@ def test_training_the_backbone_lowers_the_loss_further_than_the_head_alone_does(
         for rate in (1e-9, 3e-4)
     ]
     assert ends[1] < 0.8 * ends[0]
+
+
+def test_it_says_so_if_what_was_kept_is_from_before_the_backbone_trained(start: Start, tmp_path: Path) -> None:
+    validated = start_of(tmp_path, start.data, "--validation-share", 0.2, "--norm", "none")
+    still = ("--monitor", "accuracy", "--learning-rate", 1e-9, "--backbone-rate", 1e-9)  # all epochs are equal
+    done = finetune(validated, tmp_path / "out", "--unfreeze", "0:head,1:features.12", *still)
+    assert done.exit_code == 0, done.output
+    assert changed(tmp_path / "out") == set()
+    assert "chose epoch 1, before anything of the backbone trained" in done.output
+    later = finetune(validated, tmp_path / "later", "--unfreeze", 1)
+    assert "before anything of the backbone" not in later.output
+
+
+def test_a_first_video_of_one_frame_is_no_reason_not_to_train_batch_norm(tmp_path: Path) -> None:
+    data = make_clips(tmp_path / "data", 10, 32)
+    make_clip(data / "class0" / "a.mp4", size=(32, 32), frames=1)
+    small = start_of(tmp_path, data, network=("--backbone", "resnet18", "--image-size", 32))
+    done = finetune(small, tmp_path / "out", "--unfreeze", 1, "--train-batch-norm", "--epochs", 1)
+    assert done.exit_code == 0, done.output

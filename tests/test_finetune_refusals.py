@@ -86,7 +86,7 @@ def test_neither_a_head_nor_weights(start: Start, tmp_path: Path) -> None:
 
 
 def test_the_out_folder_is_the_heads_run_or_something_else(own: Start, tmp_path: Path) -> None:
-    assert "holds another run" in refused(own, own.run, "--bank", own.bank)
+    assert "is the run that --head names" in refused(own, own.run, "--bank", own.bank)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all my work")
@@ -177,3 +177,11 @@ def test_no_room_on_the_disk(start: Start, tmp_path: Path, monkeypatch: pytest.M
     assert "--no-prefix-bank" in line
     assert "--prefix-bank" in line
     finetuned(start, tmp_path / "out", "--no-prefix-bank")
+
+
+def test_a_head_that_was_trained_anew_meanwhile_is_noticed(own: Start, tmp_path: Path) -> None:
+    out = finetuned(own, tmp_path / "out", "--bank", own.bank)
+    shutil.rmtree(own.run)
+    words = ("--hidden", 8, "--epochs", 1, "--learning-rate", 0.02)
+    assert framebank("train-head", own.bank, "--out", own.run, *words).exit_code == 0
+    assert "was run on other data: files.head is" in refused(own, out, "--bank", own.bank)

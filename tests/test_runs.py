@@ -51,8 +51,9 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is no run"):
         runs.begin(tmp_path / "file", CONFIG, DATA)
-    with pytest.raises(UserError, match=r"is no run: it has no config\.json"):
-        runs.read_config(tmp_path)
+    for what in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match=r"is no run: it has no config\.json"):
+            runs.read_config(what)
     (tmp_path / "config.json").write_text('{"format": "something"}')
     with pytest.raises(UserError, match="not of this version"):
         runs.read_config(tmp_path)
