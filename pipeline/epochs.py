@@ -9,6 +9,8 @@ directions in chunks that overlap, whose targets count once. A video with one ta
 Everything random comes from one generator, so the seed and the number of the epoch say what the epoch is.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +18,13 @@ import torch
 from torch import Tensor
 
 from pipeline import ranks
+from pipeline.heads import Carry, SequenceModel
+from pipeline.inputs import apart_of, joined
 from pipeline.layout import layout
-from pipeline.long_sequences import pieces
+from pipeline.long_sequences import context_of, pieces, vectors_of, video_centre
 from pipeline.objectives import TargetRows
 from pipeline.optimisation import FitConfig
-from pipeline.scoring import OVERLAPS, chosen_rows, lengths_of
+from pipeline.scoring import OVERLAPS, chosen_rows, lengths_of, reading
 from pipeline.segments import IGNORED
 from pipeline.selection import Selection
 from pipeline.sequences import Batch, Sequences, buckets
@@ -216,3 +220,59 @@ def _balanced(videos: np.ndarray, targets: TargetRows, generator: np.random.Gene
     classes = targets.values.cpu().numpy()[videos]
     chances = 1 / np.bincount(classes)[classes]
     return generator.choice(videos, len(videos), p=chances / chances.sum())
+
+
+@torch.no_grad()
+def beginning(
+    model: SequenceModel, sequences: Sequences, portion: Portion, chunk: int, centres: dict[int, Tensor | None]
+) -> Carry:
+    """What the inputs of a portion's first rows need of the rest of their videos.
+
+    Args:
+        model: what is trained.
+        sequences: what it reads.
+        portion: a part of videos.
+        chunk: rows that are read at once.
+        centres: means of videos, kept for other parts of them; of vectors that are learnt there is none (see `apart`).
+    """
+    assert portion.steps is not None
+    assert portion.whole is not None
+    contexts = []
+    with _settled(model):
+        for video, steps, whole in zip(portion.videos.tolist(), portion.steps, portion.whole, strict=True):
+            read = reading(sequences, video, whole)
+            if video not in centres:
+                centres[video] = None if model.learns_vectors else video_centre(model, read, len(whole), chunk)
+            contexts.append(context_of(model, read, int(np.searchsorted(whole, steps[0])), centres[video]))
+    return Carry(joined(contexts), ())
+
+
+@torch.no_grad()
+def apart(
+    model: SequenceModel, sequences: Sequences, portion: Portion, chunk: int, vectors: dict[int, Tensor]
+) -> Tensor:
+    """(b, D) how far the mean of each video is apart from that of its rows in a portion, for vectors that are learnt.
+
+    They change with every step, their difference much less: so `vectors` keeps those (T, D) of a whole video as they
+    were when it was first seen. The other arguments are those of `beginning`.
+    """
+    assert portion.steps is not None
+    assert portion.whole is not None
+    found = []
+    with _settled(model):
+        for video, steps, whole in zip(portion.videos.tolist(), portion.steps, portion.whole, strict=True):
+            if video not in vectors:
+                vectors[video] = vectors_of(model, reading(sequences, video, whole), len(whole), chunk)
+            found.append(apart_of(vectors[video], vectors[video][np.searchsorted(whole, steps)]))
+    return torch.cat(found)
+
+
+@contextmanager
+def _settled(model: SequenceModel) -> Iterator[None]:
+    """In evaluation mode: nothing is drawn, and no statistics are updated."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -22,17 +22,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pipeline import ranks
-from pipeline.epochs import Portion, in_steps, portions_of, sizes_of
+from pipeline.epochs import Portion, apart, beginning, in_steps, portions_of, sizes_of
 from pipeline.errors import UserError
 from pipeline.heads import Carry, SequenceModel, without_rows
 from pipeline.ids import readable
-from pipeline.inputs import joined
 from pipeline.layout import with_data
-from pipeline.long_sequences import context_of, video_centre
 from pipeline.metrics import frame_metrics, higher_is_better, video_metrics
 from pipeline.objectives import Objective, TargetRows, balanced_weights, values_at
 from pipeline.optimisation import FitConfig, RateGroup, average_gradients, optimizer_of, rate_of, take_step
-from pipeline.scoring import Scores, evaluate, reading
+from pipeline.scoring import Scores, evaluate
 from pipeline.selection import Selection
 from pipeline.sequences import Batch, Sequences
 from pipeline.training_state import load_checkpoint, save_checkpoint
@@ -320,11 +318,16 @@ def _train_epoch(task: _Task, epoch: int, history: list[Epoch]) -> tuple[float, 
 
 @dataclass
 class _Way:
-    """What one portion of an epoch leaves to the next."""
+    """What one portion of an epoch leaves to the next.
+
+    Of long videos, for other parts of them: the mean, or where vectors are learnt (T, D) those that the epoch began
+    with.
+    """
 
     batches: Iterator[Batch]
     carry: Carry | None = None
     centres: dict[int, Tensor | None] = field(default_factory=dict)
+    vectors: dict[int, Tensor] = field(default_factory=dict)
 
 
 def _batches(task: _Task, steps: list[list[Portion]]) -> Iterator[Batch]:
@@ -365,7 +368,7 @@ def _backward(task: _Task, step: list[Portion], way: _Way) -> Tensor:
             continue
         batch = next(way.batches)
         with torch.autocast(task.sequences.device.type, torch.bfloat16, enabled=task.config.amp):
-            output, way.carry = _outputs(task, share, batch, way.carry, way.centres)
+            output, way.carry = _outputs(task, share, batch, way)
         if portion.learns:
             total, weight = task.objective.loss_sum(output, share.targets(task.targets, batch))
             total.backward()
@@ -398,36 +401,23 @@ def _restoring(task: _Task) -> Callable[[], None] | None:
     return restore
 
 
-def _outputs(
-    task: _Task, portion: Portion, batch: Batch, carry: Carry | None, centres: dict[int, Tensor | None]
-) -> tuple[Tensor | PackedSequence, Carry | None]:
+def _outputs(task: _Task, portion: Portion, batch: Batch, way: _Way) -> tuple[Tensor | PackedSequence, Carry | None]:
     """What the head gives for a portion, and the state to carry on if the next one goes on from it."""
-    head = task.head
+    head, carry = task.head, way.carry
     if portion.whole is None:
         return head(batch.packed), None
+    _, chunk = sizes_of(task.sequences, task.config)
     if carry is None or not portion.chunk:
-        carry = _beginning(task, portion, centres)
+        carry = beginning(head, task.sequences, portion, chunk, way.centres)
     else:  # the videos that have ended are the last
         carry = carry.select(torch.arange(len(portion.videos), device=batch.rows.device))
+    if head.config.centre and head.learns_vectors:
+        carry = carry._replace(
+            context=carry.context._replace(apart=apart(head, task.sequences, portion, chunk, way.vectors))
+        )
     with torch.set_grad_enabled(portion.learns):
         states, carry = head.run(batch.packed, carry)
         return with_data(states, head.classify(states.data)), carry.detach()
-
-
-@torch.no_grad()
-def _beginning(task: _Task, portion: Portion, centres: dict[int, Tensor | None]) -> Carry:
-    """What the inputs of a portion's first rows need of the rest of their videos. The means are kept in `centres`, for
-    other parts of the same videos."""
-    assert portion.steps is not None
-    assert portion.whole is not None
-    _, chunk = sizes_of(task.sequences, task.config)
-    contexts = []
-    for video, steps, whole in zip(portion.videos.tolist(), portion.steps, portion.whole, strict=True):
-        read = reading(task.sequences, video, whole)
-        if video not in centres:
-            centres[video] = video_centre(task.head, read, len(whole), chunk)
-        contexts.append(context_of(task.head, read, int(np.searchsorted(whole, steps[0])), centres[video]))
-    return Carry(joined(contexts), ())
 
 
 def _stop_if_not_finite(task: _Task, epoch: int, losses: Tensor, steps: list[list[Portion]]) -> None:

@@ -162,6 +162,8 @@ class SequenceModel(Protocol):
     @property
     def pool(self) -> Pool | None: ...
     @property
+    def learns_vectors(self) -> bool: ...
+    @property
     def value_mean(self) -> Tensor: ...
     @property
     def value_scale(self) -> Tensor: ...
@@ -235,6 +237,11 @@ class Head(nn.Module):
         self.classifier = nn.Sequential(*classifier, nn.Linear(features, outputs))
         self.register_buffer("value_mean", torch.zeros(outputs))
         self.register_buffer("value_scale", torch.ones(outputs))
+
+    @property
+    def learns_vectors(self) -> bool:
+        """Whether what `vectors` gives changes while it is trained."""
+        return self.attend is not None
 
     def forward(self, packed: PackedSequence) -> Tensor | PackedSequence:
         """(B, K) in the order in which the videos were packed; with `steps` packed like the input, (n, K)."""

@@ -49,10 +49,13 @@ class Context(NamedTuple):
     before: (B, L, D) the rows before the piece, the latest last, where a video begins filled up with its first row;
         None: the piece begins with the first row.
     centre: (B, D) the mean of all rows; None: the piece is all there is.
+    apart: (B, D) by how much that mean is apart from the mean of the piece's own rows; it goes before `centre`. For
+        rows that are learnt: the mean moves with them, and so do its gradients, as far as the piece shows it.
     """
 
     before: Tensor | None = None
     centre: Tensor | None = None
+    apart: Tensor | None = None
 
     def detach(self) -> "Context":
         """The same numbers, through which no gradient flows back."""
@@ -65,11 +68,13 @@ class Context(NamedTuple):
 
 def expand(packed: PackedSequence, inputs: Inputs, context: Context | None = None) -> tuple[PackedSequence, Context]:
     """Packed rows (n, D) -> packed alike (n, E), and the context of the piece that comes next."""
-    before, centre = context or Context()
+    before, centre, apart = context or Context()
     if not inputs.centre and not inputs.reach:
         return packed, Context()
     rows, place = packed.data, layout(packed)
-    if inputs.centre and centre is None:
+    if inputs.centre and apart is not None:
+        centre = _means(rows, place) + apart
+    elif inputs.centre and centre is None:
         centre = _means(rows, place)
     columns = [rows if centre is None else rows - centre.index_select(0, place.video)]
     if not inputs.reach:
@@ -99,6 +104,11 @@ def centre_of(read: Read, length: int, chunk: int) -> Tensor:
     for start in range(0, length, chunk):
         total += (read(start, min(start + chunk, length)) - first).sum(0, dtype=torch.float64)
     return first + (total / length).to(first.dtype)
+
+
+def apart_of(rows: Tensor, piece: Tensor) -> Tensor:
+    """(1, D) by how much the mean of all rows (T, D) of a video is apart from that of a piece of them (t, D)."""
+    return ((rows - rows[0]).mean(0) - (piece - rows[0]).mean(0))[None]
 
 
 def context_at(read: Read, start: int, inputs: Inputs, centre: Tensor | None) -> Context:

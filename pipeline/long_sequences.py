@@ -77,6 +77,11 @@ def video_centre(head: SequenceModel, read: RawRead, length: int, chunk: int) ->
     return centre_of(_vectors(head, read), length, chunk) if head.config.centre else None
 
 
+def vectors_of(head: SequenceModel, read: RawRead, length: int, chunk: int) -> Tensor:
+    """(T, D) all vectors of one video, read in chunks."""
+    return torch.cat([head.vectors(read(start, min(start + chunk, length))) for start in range(0, length, chunk)])
+
+
 def _vectors(head: SequenceModel, read: RawRead) -> Read:
     return lambda start, stop: head.vectors(read(start, stop))
 

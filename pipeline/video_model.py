@@ -146,6 +146,10 @@ class VideoModel(nn.Module):
         return self.head.pool
 
     @property
+    def learns_vectors(self) -> bool:
+        return True
+
+    @property
     def value_mean(self) -> Tensor:
         return self.head.value_mean
 

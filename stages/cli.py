@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -36,9 +36,13 @@ _ROW = "Write a row per video: id, predicted, p_LABEL…; of labels per frame th
 
 
 class _Refusal(click.ClickException):
-    """One line and exit status 2."""
+    """One line and exit status 2. Of several processes (torchrun) the first one says it."""
 
     exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            super().show(file)
 
 
 class _Group(click.Group):
@@ -208,7 +212,11 @@ def evaluate(**options: Any) -> None:
     "--weights",
     multiple=True,
     metavar="FILE",
-    help="The checkpoint of the backbone, if it was a file; checked. One for each bank that the head reads.",
+    help=(
+        "The checkpoint of the backbone, if it was a file, or the fine-tuned run that it was; checked. One for each "
+        "bank "
+        "that the head reads."
+    ),
 )
 @click.option("--csv", type=DATA, metavar="FILE", help=_ROW)
 @click.option("--json", type=DATA, metavar="FILE", help="The same as JSON, with what could not be read.")

@@ -179,6 +179,8 @@ def _run(config: FinetuneConfig, threads: int) -> int:
         state = begin(display, asked, folds)
         if state == runs.FINISHED:
             return OK
+        if state == runs.NEW:  # what a call with other options has left
+            _remove_prefix(config)
         banks = _prefix_banks(config, opened.halves)
         if not banks:
             words.show_unbanked(display, opened.halves)
@@ -205,9 +207,16 @@ def _run(config: FinetuneConfig, threads: int) -> int:
             cost=cost,
             more_baselines=None if config.head is None else partial(_frozen, opened, device),
         )
+    _remove_prefix(config)
+    return OK
+
+
+def _remove_prefix(config: FinetuneConfig) -> None:
+    """Remove what is banked for this run alone."""
+    ranks.wait()
     if ranks.first():
         shutil.rmtree(config.out / runs.PREFIX, ignore_errors=True)
-    return OK
+    ranks.wait()
 
 
 def _open(config: FinetuneConfig, stack: ExitStack, display: Display, device: torch.device) -> _Opened:
@@ -220,6 +229,8 @@ def _open(config: FinetuneConfig, stack: ExitStack, display: Display, device: to
         fit=config.fit,
         seeds=config.seeds,
     )
+    unfreezing = read_unfreezing(config.unfreeze, start.backbone, batch_norm=config.train_batch_norm)
+    _check(config, start, unfreezing)
     words.show_backbone(display, start.backbone, start.precision, device.type)
     loaded = load(display, [start.bank], learning)
     for note in start.notes:
@@ -229,8 +240,6 @@ def _open(config: FinetuneConfig, stack: ExitStack, display: Display, device: to
         check_parts(config.fit, len(fold.validation))
     ids = loaded.material.sequences[0].ids
     videos = find_sources(config.data, start.bank, ids, all_files=config.all_files, image_fps=config.image_fps)
-    unfreezing = read_unfreezing(config.unfreeze, start.backbone, batch_norm=config.train_batch_norm)
-    _check(config, start, unfreezing)
     groups = groups_of(
         start.backbone.module.net,
         blocks_of(start.backbone),

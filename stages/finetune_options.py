@@ -22,7 +22,11 @@ START = grouped(
     click.option(
         "--weights",
         metavar="FILE",
-        help="The checkpoint of the backbone, if it was a file; checked. Without --head: a name, a file, or 'random'.",
+        help=(
+            "The checkpoint of the backbone, or the fine-tuned run that it was; checked. Without --head: a name, a "
+            "file, or"
+            " 'random'."
+        ),
     ),
 )
 

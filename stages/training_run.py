@@ -162,7 +162,7 @@ def train_and_score(
     task = Task(material.targets.kind, material.targets.per_frame, labels, background)
     held, history, training_seconds = _train_folds(display, asked, learning, loaded, train, device)
     more = {} if more_baselines is None else more_baselines()
-    against = {**(_baselines(display, learning, loaded, task) if ranks.first() else {}), **more}
+    against = {**more, **(_baselines(display, learning, loaded, task) if ranks.first() else {})}
     history += _finish(display, asked, learning, loaded, train)
     if ranks.first():
         runs.begin(asked.out, asked.config, asked.data)  # refuses what another command has made of it meanwhile

@@ -216,6 +216,18 @@ def test_extract_with_the_weights_of_a_run_makes_its_embeddings(
     assert (said["videos"], said["left_out"]) == (2, 8)
 
 
+def test_a_head_on_such_a_bank_predicts_with_the_run_as_its_weights(made: Path, tmp_path: Path) -> None:
+    assert extract(ExtractConfig(made / "data", tmp_path / "new.h5", weights=str(made / "run"), quiet=True)) == 0
+    head = TrainHeadConfig(banks=(tmp_path / "new.h5",), out=tmp_path / "head", epochs=1, quiet=True)
+    assert train(head) == 0
+    bundle = load_bundle(tmp_path / "head")
+    (by_folder,), (by_file,) = (
+        load_alike(bundle, (str(weights),), device=CPU)
+        for weights in (made / "run", made / "run" / "backbone.safetensors")
+    )
+    assert by_folder.backbone.sha256 == by_file.backbone.sha256 == by_folder.made["recipe"]["weights_sha256"]
+
+
 def test_what_is_typed_goes_before_what_the_run_has(made: Path, tmp_path: Path) -> None:
     bank = tmp_path / "new.h5"
     typed: dict[str, Any] = {
