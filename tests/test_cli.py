@@ -168,7 +168,7 @@ def test_the_demo_walks_from_clips_to_bank(
     assert re.search(r"^forwards-swelling_004 +(forwards|backwards)-\w+ 0\.\d+$", text, re.MULTILINE), "predicted"
     assert len(Bank(tmp_path / "samples.h5")) == 20
     assert (tmp_path / "samples-head" / "confusion.png").exists()
-    assert re.search(r"^ +1  features\.12 +197,184 +0\.0001$", text, re.MULTILINE), "what is fine-tuned"
+    assert re.search(r"^ +1  features\.12 +197,184 +3e-05$", text, re.MULTILINE), "what is fine-tuned"
     assert re.search(r"^  frozen backbone +\d\.\d{3}\b", text, re.MULTILINE), "what it is held against"
     assert text.endswith(f"framebank compare {tmp_path / 'samples-head'} {tmp_path / 'samples-finetuned'}\n")
     weights = (tmp_path / "samples-finetuned" / "backbone.safetensors").stat()
