@@ -160,6 +160,13 @@ def test_a_fine_tuned_run_and_one_of_several_banks(start: Start, tmp_path: Path)
         assert "2 banks" in refused(start._replace(run=run), tmp_path / "out")
 
 
+def test_a_head_on_features_that_no_backbone_made_here(own: Start, tmp_path: Path) -> None:
+    model = json.loads((own.run / "model.json").read_text())
+    del model["members"][0]["banks"][0]["config"]["recipe"]["backbone"]
+    (own.run / "model.json").write_text(json.dumps(model))
+    assert "imported features" in refused(own, tmp_path / "out", "--bank", own.bank)
+
+
 def test_a_prefix_bank_that_is_another_bank(start: Start, tmp_path: Path) -> None:
     other = tmp_path / "other.h5"
     shutil.copy(start.bank, other)
