@@ -160,7 +160,7 @@ def test_other_baselines_stand_beside_the_usual_ones(bank: Bank, capsys: pytest.
         return {"frozen head": held}
 
     _, _, results = run(bank, LEARNING, what="model", more=knows_all)
-    assert list(results["baselines"])[0] == "frozen head"
+    assert next(iter(results["baselines"])) == "frozen head"
     assert "logistic regression on mean" in results["baselines"]
     assert results["baselines"]["frozen head"]["score"] == 1
     assert results["best_baseline"] == "frozen head"
