@@ -175,6 +175,7 @@ def _run(config: FinetuneConfig, threads: int) -> int:
         files = {"targets": learning.targets, "segments": learning.segments, "frame values": learning.frame_values}
         begun = None if config.head is None else config.head / "model.safetensors"  # it may be trained anew meanwhile
         identity = runs.data_identity([start.bank], {**files, "splits": learning.splits, "head": begun})
+        _check_files(config, files, identity["files"])
         asked = Asked(config.out, config.resolved(learning, start.precision), identity, "model")
         state = begin(display, asked, folds)
         if state == runs.FINISHED:
@@ -357,6 +358,20 @@ def _threads(joint: Joint, usable: int) -> int:
     """How many threads the backbone is worth: waking more for little work takes longer than they save."""
     part = joint.halves.share if joint.front is None else 1
     return max(1, min(usable, int(part * joint.halves.flops * MICRO_BATCH["cpu"] / _THREAD_FLOPS)))
+
+
+def _check_files(config: FinetuneConfig, files: Mapping[str, Path | None], digests: Mapping[str, str]) -> None:
+    """Refuse targets that are others than those that the head was trained on."""
+    if config.head is None:
+        return
+    before = runs.read_config(config.head)["data"]["files"]
+    for name in files:
+        if name in digests and digests[name] != before.get(name):
+            raise UserError(
+                f"{files[name]}, the {name} of {config.head}, is not what it was when that head was trained; restore "
+                f"it, or "
+                "train the head again."
+            )
 
 
 def _start(config: FinetuneConfig, stack: ExitStack, device: torch.device) -> StartingPoint:

@@ -203,6 +203,11 @@ def test_numbers_and_several_labels_are_learnt(start: Start, tmp_path: Path, kin
     assert changed(out) > LAST
     assert results(out)["task"] == results(head.run)["task"]
     assert framebank("evaluate", out).exit_code == 0
+    targets.write_text(targets.read_text() + "\n")
+    done = finetune(head, tmp_path / "later")
+    assert done.exit_code == 2
+    assert "is not what it was when that head was trained" in done.stderr
+    assert not (tmp_path / "later").exists()
 
 
 @pytest.mark.parametrize(
