@@ -176,7 +176,7 @@ def finetune(**options: Any) -> None:
         status = 0 if first is None else ranks.same(extract.run(first) if ranks.first() else 0)
         if status != extract.INTERRUPTED:
             status = finetune.run(config) or status
-    raise SystemExit(status)
+    ranks.leave(status)
 
 
 @main.command(short_help="Score a finished run again, or on other banks.")

@@ -161,6 +161,7 @@ def main(folder: Path) -> None:
         found = {name: case() for name, case in CASES.items()}
         found |= {"resumed": resumed(folder), "small things": small_things()}
         torch.save(found, folder / f"rank{ranks.rank()}.pt")
+    ranks.leave(0)
 
 
 if __name__ == "__main__":
