@@ -324,6 +324,7 @@ with ranks.joined():
     stopped, _ = bank(folder / "stopped.h5", slow(half(), 2), data, on_progress=interrupt)
     finished = not bank(folder / "stopped.h5", half(), data)[0]
     (folder / f"rank{ranks.rank()}").write_text(f"{sealed[-1]} {stopped} {finished}")
+ranks.leave(0)
 """
 
 

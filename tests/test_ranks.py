@@ -76,6 +76,13 @@ def test_what_ranks_are(both: list[dict[str, Any]]) -> None:
     assert first["device"] == "cpu"
 
 
+def test_who_is_alone_leaves_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(SystemExit) as left:
+        ranks.leave(3)
+    assert left.value.code == 3
+
+
 def test_alone_nothing_is_done() -> None:
     with ranks.joined():
         assert (ranks.rank(), ranks.size(), ranks.first()) == (0, 1, True)

@@ -244,6 +244,7 @@ with ranks.joined(), Bank(Path(sys.argv[1])) as bank:
     train_and_score(display, asked, LEARNING, loaded, train, device=CPU, cost=lambda: {"seconds": 1.0},
                     more_baselines=lambda: more.setdefault(ranks.rank(), {}))
     say(f"called {list(more)}")
+ranks.leave(0)
 """
 
 
