@@ -1,12 +1,12 @@
 """The head: packed feature rows -> one prediction per video, or one per step.
 
 The rows' way: spatial attention (of maps) -> centring and differences (`pipeline.inputs`) -> standardisation -> PCA ->
-input dropout -> projection -> recurrent cell -> pool -> output dropout -> classifier. All of it on a PackedSequence, so
-there is no padded step that the cell, the pool or the classifier could read.
+input dropout -> projection, and its dropout -> recurrent cell -> MLP of every step -> pool -> output dropout ->
+classifier. All of it on a PackedSequence, so there is no padded step that any of them could read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -37,7 +37,11 @@ class HeadConfig:
     dropout         between the layers of the cell
     input_dropout   of the feature rows; output_dropout: of what the classifier reads
     recurrent_dropout   of the hidden-to-hidden weights (`pipeline.recurrence`)
-    projection      width of a linear layer before the cell
+    variational_dropout of what the cell reads and of its state, for each sequence the same at every step
+                    (`pipeline.variational`); not beside recurrent_dropout
+    projection      width of a linear layer before the cell; projection_dropout: of what it gives
+    step_mlp        widths of layers with ReLU that every step goes through before the pool (late pooling, Ng et al.
+                    2015, "Beyond short snippets"; `mlp` comes after the pool)
     pool            last, mean, max, stats, attention, or several as in max+stats (`pipeline.pooling`); not with `steps`
     norm            what the classifier reads is normalised by "batch" (Ioffe & Szegedy 2015), or it is not: "none"
     centre          each video's mean over time is subtracted from its rows
@@ -68,9 +72,12 @@ class HeadConfig:
     mlp: tuple[int, ...] = ()
     init: tuple[str, ...] = ()
     steps: bool = False
+    variational_dropout: float = 0.0  # from here on what heads of earlier versions do not name in their files
+    projection_dropout: float = 0.0
+    step_mlp: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("deltas", "changes", "mlp", "init"):
+        for name in ("deltas", "changes", "mlp", "init", "step_mlp"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _one_of("cell", self.cell, (*CELLS, "none"))
         for pool in self.pool.split(BESIDE):
@@ -90,10 +97,11 @@ class HeadConfig:
             for n, lag in enumerate(getattr(self, what), 1)
         }
         sizes |= {f"width of the classifier's hidden layer {n}": width for n, width in enumerate(self.mlp, 1)}
+        sizes |= {f"width of layer {n} of the MLP of every step": width for n, width in enumerate(self.step_mlp, 1)}
         for what, size in sizes.items():
             if not 1 <= size <= _LARGEST:
                 raise UserError(f"the {what} is {size}; it must be from 1 to {_LARGEST}")
-        for what in ("dropout", "input_dropout", "recurrent_dropout", "output_dropout"):
+        for what in (field.name for field in fields(self) if field.name.endswith("dropout")):
             share = getattr(self, what)
             if not 0 <= share < 1:
                 raise UserError(f"the {what.replace('_', ' ')} is {share:g}; it is a share, from 0 to below 1")
@@ -115,6 +123,7 @@ class HeadConfig:
                 "both directions": self.bidirectional,
                 "dropout between layers": self.dropout,
                 "recurrent dropout": self.recurrent_dropout,
+                "variational dropout": self.variational_dropout,
                 "an initialisation": self.init,
             }
             for what, is_asked in asked.items():
@@ -124,6 +133,20 @@ class HeadConfig:
             raise UserError(
                 f"dropout {self.dropout:g} between layers asked for, but there is one layer; "
                 "give more layers, or use input, recurrent or output dropout"
+            )
+        if self.recurrent_dropout and self.variational_dropout:
+            raise UserError(
+                "recurrent dropout drops recurrent weights, and variational dropout what they read; give one of them"
+            )
+        if self.projection_dropout and self.projection is None:
+            raise UserError(
+                "dropout of the projection asked for without one; give the width of the projection, or use input "
+                "dropout"
+            )
+        if self.step_mlp and self.bidirectional and not self.steps and "last" in self.pool.split(BESIDE):
+            raise UserError(
+                "the pool last takes each direction's own final state, and the MLP of every step mixes the directions; "
+                "choose another pool, one direction, or an MLP after the pool"
             )
         if "forget-bias" in self.init and (self.cell != "lstm" or "bias-one" in self.init):
             other = "bias-one sets every bias" if "bias-one" in self.init else "a GRU has no forget gate"
@@ -213,6 +236,7 @@ class Head(nn.Module):
         self.attend = SpatialAttention(self.feature_shape[0]) if config.spatial == "attention" else None
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.projection = None if config.projection is None else nn.Linear(features, config.projection)
+        self.projection_dropout = nn.Dropout(config.projection_dropout)
         features = config.projection or features
         self.recurrence = None
         if config.cell != "none":
@@ -224,16 +248,17 @@ class Head(nn.Module):
                 bidirectional=config.bidirectional,
                 dropout=config.dropout,
                 recurrent_dropout=config.recurrent_dropout,
+                variational_dropout=config.variational_dropout,
                 init=config.init,
             )
             features = self.recurrence.width
+        hidden, features = _layers(features, config.step_mlp)
+        self.step_mlp = nn.Sequential(*hidden) if hidden else None
         self.pool = None if config.steps else pool_of(config.pool, features, bidirectional=config.bidirectional)
         features = features if self.pool is None else self.pool.width
         classifier: list[nn.Module] = [_BatchNorm(features)] if config.norm == "batch" else []
-        classifier += [nn.Dropout(config.output_dropout)]
-        for width in config.mlp:
-            classifier += [nn.Linear(features, width), nn.ReLU()]
-            features = width
+        hidden, features = _layers(features, config.mlp)
+        classifier += [nn.Dropout(config.output_dropout), *hidden]
         self.classifier = nn.Sequential(*classifier, nn.Linear(features, outputs))
         self.register_buffer("value_mean", torch.zeros(outputs))
         self.register_buffer("value_scale", torch.ones(outputs))
@@ -251,7 +276,8 @@ class Head(nn.Module):
         return self.classify(self.pool(states))
 
     def run(self, packed: PackedSequence, carry: Carry | None = None) -> tuple[PackedSequence, Carry]:
-        """States at every step, (n, H) packed like the input, and what the next piece of the same videos needs.
+        """What the pool, or the classifier of every step, reads: (n, H) packed like the input; and what the next piece
+        of the same videos needs.
 
         `carry` is that of the piece before, for the same videos (see `Carry.select`), or the context alone of pieces
         that overlap. ValueError for the state of a bidirectional cell: before the first step it depends on steps to
@@ -267,11 +293,12 @@ class Head(nn.Module):
             rows = rows @ self.components
         rows = self.input_dropout(rows)
         if self.projection is not None:
-            rows = self.projection(rows)
-        states = with_data(packed, rows)
-        if self.recurrence is None:
-            return states, Carry(context, ())
-        states, state = self.recurrence(states, begin or None)
+            rows = self.projection_dropout(self.projection(rows))
+        states, state = with_data(packed, rows), ()
+        if self.recurrence is not None:
+            states, state = self.recurrence(states, begin or None)
+        if self.step_mlp is not None:
+            states = with_data(states, self.step_mlp(states.data))
         return states, Carry(context, state)
 
     def vectors(self, rows: Tensor) -> Tensor:
@@ -339,6 +366,15 @@ class _BatchNorm(nn.BatchNorm1d):
         mean = torch.where(several, mean, self.running_mean)
         variance = torch.where(several, variance, self.running_var)
         return ((values - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias).to(rows.dtype)
+
+
+def _layers(features: int, widths: Sequence[int]) -> tuple[list[nn.Module], int]:
+    """Linear layers with ReLU, one of each width, and how many numbers they give."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(features, width), nn.ReLU()]
+        features = width
+    return layers, features
 
 
 def without_rows(model: SequenceModel) -> Tensor:

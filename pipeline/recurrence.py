@@ -1,7 +1,9 @@
-"""The recurrent cell: an LSTM or GRU over packed rows, with dropped recurrent weights and a choice of first weights.
+"""The recurrent cell: an LSTM or GRU over packed rows, with dropout in the recurrence and a choice of first weights.
 
 Recurrent dropout is DropConnect on the hidden-to-hidden weights (Merity et al. 2018): one draw a forward pass, the
-same at every step, so the fused kernels still serve. (Masks on the state, one a sequence, are something else.)
+same at every step, so the fused kernels still serve. Variational dropout masks what the weights read instead, each
+sequence by masks of its own (`pipeline.variational`); they are drawn in every forward pass, so each chunk of a video
+that is trained in chunks has its own. In evaluation mode nothing is dropped either way.
 
 On a CPU, torch's kernel for packed LSTMs goes step by step where sequences end at different steps. Between two such
 steps the packed rows are a rectangle, and a rectangle goes through the fast kernel: so the LSTM runs over rectangles
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.layout import with_data
+from pipeline.variational import draw_masks, over_steps
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU}
 INITS = ("orthogonal-recurrent", "orthogonal-input", "bias-one", "forget-bias")
@@ -38,15 +41,19 @@ class Recurrence(nn.Module):
         bidirectional: bool,
         dropout: float,
         recurrent_dropout: float,
+        variational_dropout: float,
         init: tuple[str, ...],
     ) -> None:
         super().__init__()
         self.cell = CELLS[cell](features, hidden, layers, dropout=dropout, bidirectional=bidirectional)
-        self.recurrent_dropout = recurrent_dropout
+        self.recurrent_dropout, self.variational_dropout = recurrent_dropout, variational_dropout
         self.width = 2 * hidden if bidirectional else hidden
         initialise(self.cell, init)
 
     def forward(self, packed: PackedSequence, state: State | None = None) -> tuple[PackedSequence, State]:
+        if self.training and self.variational_dropout:
+            masks = draw_masks(self.cell, self.variational_dropout, int(packed.batch_sizes[0]))
+            return over_steps(self.cell, packed, state, masks)
         dropped = self._dropped() if self.training and self.recurrent_dropout else {}
         if isinstance(self.cell, nn.LSTM) and packed.data.device.type == "cpu":
             return over_rectangles(self.cell, packed, state, dropped)

@@ -6,8 +6,10 @@ The rules, for a video of n rows:
 - `stride`, `fps`, `frames`: as `framebank extract` samples frames (`pipeline.sampling`), on the rows of the bank.
 - `tsn`: one row of each of N equal segments, at random in training and the centre in testing (Wang et al. 2016,
   "Temporal Segment Networks", https://arxiv.org/abs/1608.00859). A video that is shorter than N is taken whole.
-- `tail`: N rows from the end backwards in steps of round(n / N), half to even, at least 1; it stops at the first row
-  (the sampler of LRCN code in circulation, which can miss the beginning).
+- `tail`: N rows from the end backwards in steps of round(n / N), half to even, at least 1; it stops at the first row,
+  and can miss the beginning.
+- `lrcn`: the same as published LRCN-style code does it: always exactly N rows. The step may be 0, and the walk never
+  goes below the first row, so rows repeat: the last one N times in a video of at most N / 2 rows, or the first one.
 - `crop`: N rows in a row, at a random place in training; in testing the whole video, or several crops evenly placed
   from the first row to the last. A video that is shorter than N is taken whole.
 """
@@ -20,7 +22,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.sampling import Sampling, choose
 
-RULES = ("all", "stride", "fps", "frames", "tsn", "tail", "crop")
+RULES = ("all", "stride", "fps", "frames", "tsn", "tail", "lrcn", "crop")
 RANDOM_RULES = ("tsn", "crop")
 
 
@@ -75,7 +77,7 @@ def select(
         generator: given in training; `tsn` and `crop` then draw at random.
 
     Returns:
-        (K,) int64 row numbers, rising; at least one where T is.
+        (K,) int64 row numbers, rising, of `lrcn` never falling; at least one where T is.
 
     Raises:
         UserError: `fps` for a video without timestamps.
@@ -90,8 +92,11 @@ def select(
             raise ValueError(f"which of the {selection.test_crops} draws?")
         return _placed(rule, int(selection.amount), n, draw or 0, selection.test_crops)
     if rule == "tail":
-        step = max(1, round(n / int(selection.amount)))
+        step = max(1, _tail_step(n, int(selection.amount)))
         return np.arange(n)[::-1][::step][: int(selection.amount)][::-1].copy()
+    if rule == "lrcn":
+        steps_back = np.arange(int(selection.amount))[::-1] * _tail_step(n, int(selection.amount))
+        return np.maximum(n - 1 - steps_back, 0)
     if rule == "fps":
         if not np.isfinite(seconds).all():
             raise UserError(
@@ -102,6 +107,31 @@ def select(
     if rule == "stride":
         return choose(Sampling(stride=int(selection.amount)), seconds)
     return choose(Sampling(frames=int(selection.amount)), seconds)
+
+
+def caution(selection: Selection, lengths: np.ndarray) -> str:
+    """What the selection does to videos of `lengths` (B,) int64 rows that nobody would expect, as a line for the user.
+
+    Only `lrcn` has something to say: in how many videos it repeats rows, and in how many it never comes near the
+    beginning. Else it is "".
+    """
+    if selection.rule != "lrcn":
+        return ""
+    amount, repeated, missed = int(selection.amount), 0, 0
+    for n, videos in zip(*(part.tolist() for part in np.unique(lengths, return_counts=True)), strict=True):
+        taken = select(selection, np.empty(n))
+        repeated += videos * bool((np.diff(taken) == 0).any())
+        missed += videos * bool(taken[0] >= max(1, _tail_step(n, amount)))  # another step would have stayed inside
+    said = [f"repeats frames of {repeated:,}"] if repeated else []
+    said += [f"misses the beginning of {missed:,}"] if missed else []
+    if not said:
+        return ""
+    return f"--lrcn {amount} {' and '.join(said)} of {len(lengths):,} videos; --frames {amount} spreads evenly"
+
+
+def _tail_step(n: int, amount: int) -> int:
+    """Rows between one row and the next; half to even, and 0 for a video that is short enough."""
+    return round(n / amount)
 
 
 def _drawn(rule: str, amount: int, n: int, generator: np.random.Generator) -> np.ndarray:

@@ -19,6 +19,7 @@ def _numbers(what: str, examples: str) -> Callable[[click.Context, click.Paramet
 
 
 _lags = _numbers("whole numbers of frames from 1", "4 or 1,4")
+_widths = _numbers("widths", "128 or 256,64")
 
 
 def _share(name: str, default: float, text: str) -> Callable[[Any], Any]:
@@ -129,7 +130,19 @@ STEPS = grouped(
         "--tsn", type=click.IntRange(min=1), metavar="N", help="One frame of each N-th part, random in training."
     ),
     click.option("--tail", type=click.IntRange(min=1), metavar="N", help="N frames, from the last one backwards."),
-    click.option("--window", type=click.IntRange(min=1), metavar="N", help="N frames in a row, anywhere in training."),
+    click.option(
+        "--lrcn",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="The same as LRCN code does it: always N, so some may repeat.",
+    ),
+    click.option(
+        "--window",
+        "random_window",  # `window` is what makes a row of a bank
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="N frames in a row, anywhere in training.",
+    ),
     click.option(
         "--test-crops",
         type=click.IntRange(min=1),
@@ -171,6 +184,7 @@ HEAD = grouped(
             ),
         ),
         _count("--projection", None, "Width of a linear layer before the cell."),
+        _share("--projection-dropout", 0.0, "Dropout of what it gives."),
         heading="What the head reads of each frame",
     ),
     grouped(
@@ -188,10 +202,17 @@ HEAD = grouped(
                 " or several as in max+stats."
             ),
         ),
+        click.option(
+            "--step-mlp",
+            callback=_widths,
+            default="",
+            metavar="N,…",
+            help="Widths of layers with ReLU that every step goes through before the pool.",
+        ),
         _choice("--norm", ["none", "batch"], "batch", "Batch normalisation of what the classifier reads."),
         click.option(
             "--mlp",
-            callback=_numbers("widths", "128 or 256,64"),
+            callback=_widths,
             default="",
             metavar="N,…",
             help="Widths of hidden layers in the classifier.",
@@ -199,6 +220,11 @@ HEAD = grouped(
         _share("--input-dropout", 0.0, "Dropout of the features."),
         _share("--dropout", 0.0, "Dropout between recurrent layers."),
         _share("--recurrent-dropout", 0.0, "Dropout of the hidden-to-hidden weights."),
+        _share(
+            "--variational-dropout",
+            0.0,
+            "Dropout of the cell's input and state, the same at all steps of a video; slower.",
+        ),
         _share("--output-dropout", 0.5, "Dropout before the classifier."),
         click.option(
             "--init",
@@ -332,11 +358,12 @@ def learning_of(kind: Any, options: dict[str, Any]) -> Any:
     def take(config: Any) -> dict[str, Any]:
         return {field.name: options.pop(field.name) for field in fields(config) if field.name in options}
 
-    rules = {name: name for name in ("stride", "fps", "frames", "tsn", "tail")} | {"window": "crop"}
+    rules = {name: name for name in ("stride", "fps", "frames", "tsn", "tail", "lrcn")} | {"random_window": "crop"}
     given = [(name, options.pop(name)) for name in rules]
     given = [(name, amount) for name, amount in given if amount is not None]
     if len(given) > 1:
-        raise click.UsageError(" and ".join(f"--{name}" for name, _ in given) + " exclude one another; give one")
+        names = " and ".join(f"--{name.removeprefix('random_')}" for name, _ in given)
+        raise click.UsageError(f"{names} exclude one another; give one")
     rule, amount = (rules[given[0][0]], given[0][1]) if given else ("all", 0)
     selection = Selection(rule, amount, options.pop("test_crops"))
     allow = frozenset(name for name in ("overlap", "unknown", "beyond") if options.pop(f"allow_{name}"))

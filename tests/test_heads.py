@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.heads import Carry, Head, HeadConfig, restored
 from pipeline.inputs import Context
 from pipeline.standardisation import Standardisation
+from tests.heads import packed_of
 
 LENGTHS = (3, 1, 7, 7, 12)
 FEATURES, OUTPUTS = 6, 3
@@ -27,6 +28,10 @@ CONFIGS = [
     HeadConfig(hidden=4, bidirectional=True, deltas=(1,), steps=True),
     HeadConfig(hidden=4, changes=(4, 9), deltas=(4,), steps=True),
     HeadConfig(cell="none", steps=True, mlp=(4,)),
+    HeadConfig(hidden=4, step_mlp=(5, 3), pool="last", projection=5, projection_dropout=0.5),
+    HeadConfig(cell="gru", hidden=4, bidirectional=True, step_mlp=(5,), pool="max", variational_dropout=0.5),
+    HeadConfig(cell="none", step_mlp=(5,), pool="stats", mlp=(4,)),
+    HeadConfig(hidden=4, layers=2, step_mlp=(5,), steps=True, changes=(3,), variational_dropout=0.5),
 ]
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -94,6 +99,10 @@ def written_out(head, rows):
             directions.append(torch.cat([states[step] for step in range(len(rows))]))
         rows = torch.cat(directions, 1)
         half = config.hidden
+    for layer in range(len(config.step_mlp)):
+        weight, bias = (weights[f"step_mlp.{2 * layer}.{name}"] for name in ("weight", "bias"))
+        rows = (rows @ weight.T + bias).clamp(min=0)
+        half = rows.shape[1]
     if not config.steps:
         rows = {
             "last": lambda: torch.cat([rows[-1, :half], rows[0, half:]]),
@@ -227,6 +236,53 @@ def test_rows_and_what_the_classifier_reads_are_dropped(place, videos):
     assert (head(pack_sequence(videos, enforce_sorted=False)) == nothing).all(1).sum() >= len(videos) - 1
 
 
+def test_what_the_projection_gives_is_dropped(videos):
+    config = HeadConfig(cell="none", pool="max", projection=400, projection_dropout=0.5)
+    head = make(config).train()
+    torch.nn.init.ones_(head.projection.bias)
+    head.projection.weight.data.zero_()
+    seen = head.run(pack_sequence(videos, enforce_sorted=False))[0].data
+    assert set(seen.unique().tolist()) == {0.0, 2.0}
+    assert 0.45 < (seen == 0).float().mean() < 0.55
+    assert not torch.equal(seen[0], seen[1])  # every step by itself
+    assert (head.eval().run(pack_sequence(videos, enforce_sorted=False))[0].data == 1).all()
+
+
+def test_variational_dropout_changes_training_alone_and_no_weights(videos):
+    head, packed = make(HeadConfig(hidden=4, layers=2, variational_dropout=0.5)), packed_of(videos)
+    plain = make(HeadConfig(hidden=4, layers=2))
+    assert head.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(head(packed), plain(packed))
+    assert not torch.equal(head.train()(packed), plain.train()(packed))
+
+
+def test_all_steps_of_a_video_lose_the_same_numbers():
+    """Of equal steps, what a cell without memory says is equal: so is what it reads. Of two videos it is not."""
+    head = make(HeadConfig(cell="gru", hidden=40, variational_dropout=0.5, steps=True)).train()
+    with torch.no_grad():
+        for name, weight in head.recurrence.cell.named_parameters():
+            if "hh" in name:
+                weight.zero_()
+            if name.startswith("bias_ih"):
+                weight[40:80] = -50.0  # the update gate: nothing of the old state is kept
+    one, other = unpack_sequence(head.run(packed_of([torch.ones(6, FEATURES), torch.ones(4, FEATURES)]))[0])
+    torch.testing.assert_close(one, one[:1].expand(6, -1))
+    torch.testing.assert_close(other, other[:1].expand(4, -1))
+    assert not torch.allclose(one[0], other[0])
+
+
+def test_chunks_in_training_carry_the_state_on(videos):
+    """The masks of a chunk are its own; what it starts from is what the one before ended with."""
+    head = make(HeadConfig(hidden=4, variational_dropout=0.5, steps=True)).train()
+    _, carry = head.run(packed_of([videos[4][:6]]))
+    torch.manual_seed(1)
+    after, _ = head.run(packed_of([videos[4][6:]]), carry.detach())
+    torch.manual_seed(1)
+    anew, _ = head.run(packed_of([videos[4][6:]]))
+    assert not torch.allclose(after.data[0], anew.data[0])
+    assert after.data.shape == anew.data.shape
+
+
 @pytest.mark.parametrize("spatial", ["mean", "flatten", "attention"])
 def test_maps_become_vectors(spatial):
     generator = torch.Generator().manual_seed(2)
@@ -282,6 +338,13 @@ def test_maps_become_vectors(spatial):
         ({"cell": "none", "bidirectional": True}, "both directions asked for without"),
         ({"cell": "none", "recurrent_dropout": 0.2}, "recurrent dropout asked for without"),
         ({"cell": "none", "init": ("bias-one",)}, "initialisation asked for without"),
+        ({"cell": "none", "variational_dropout": 0.2}, "variational dropout asked for without"),
+        ({"variational_dropout": 1.5}, "variational dropout is 1.5; it is a share"),
+        ({"variational_dropout": 0.2, "recurrent_dropout": 0.2}, "give one of them"),
+        ({"projection_dropout": 0.5}, "give the width of the projection"),
+        ({"projection": 5, "projection_dropout": 1.0}, "projection dropout is 1"),
+        ({"step_mlp": (8, 0)}, "layer 2 of the MLP of every step is 0"),
+        ({"step_mlp": (8,), "bidirectional": True, "pool": "max+last"}, "mixes the directions; choose another pool"),
         ({"cell": "gru", "init": ("forget-bias",)}, "a GRU has no forget gate"),
         ({"init": ("bias-one", "forget-bias")}, "bias-one sets every bias"),
     ],

@@ -26,6 +26,7 @@ def make(cell="lstm", layers=1, *, bidirectional=False, dropout=0.0, recurrent_d
         bidirectional=bidirectional,
         dropout=dropout,
         recurrent_dropout=recurrent_dropout,
+        variational_dropout=0.0,
         init=init,
     )
 

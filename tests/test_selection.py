@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.selection import RULES, Selection, select
+from pipeline.selection import RULES, Selection, caution, select
 
 COUNTS, AMOUNTS = st.integers(1, 300), st.integers(1, 60)
 
@@ -19,8 +19,8 @@ def rows(rule: str, amount: float, count: int, **options) -> list[int]:
     return select(Selection(rule, amount), times(count), **options).tolist()
 
 
-def lrcn(count: int, amount: int) -> list[int]:
-    """The tail-anchored sampler, step by step."""
+def tail(count: int, amount: int) -> list[int]:
+    """The tail-anchored walk, step by step."""
     step, taken, row = max(1, round(count / amount)), [], count - 1
     while row >= 0 and len(taken) < amount:
         taken.append(row)
@@ -44,7 +44,7 @@ def test_every_rule_gives_rising_rows_of_the_video(rule, count, amount, seed):
         assert len(chosen) > 0
         assert chosen[0] >= 0
         assert chosen[-1] < count
-        assert (np.diff(chosen) > 0).all()
+        assert (np.diff(chosen) >= (0 if rule == "lrcn" else 1)).all()
 
 
 @given(count=COUNTS, amount=AMOUNTS, seed=st.integers(0, 9))
@@ -79,7 +79,7 @@ def test_tsn_draws_in_testing_stay_in_their_segments(count, amount, crops):
 
 @given(count=COUNTS, amount=AMOUNTS)
 def test_tail_walks_back_from_the_last_row(count, amount):
-    assert rows("tail", amount, count) == lrcn(count, amount)
+    assert rows("tail", amount, count) == tail(count, amount)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,55 @@ def test_tail_walks_back_from_the_last_row(count, amount):
 )
 def test_tail_rounds_half_to_even(count, amount, first, step, taken):
     assert rows("tail", amount, count) == list(range(first, count, step))[:taken]
+
+
+@given(count=COUNTS, amount=AMOUNTS)
+def test_lrcn_walks_back_so_many_times_and_stops_nowhere(count, amount):
+    step, row, taken = round(count / amount), count - 1, []
+    for _ in range(amount):
+        taken.append(row)
+        row = max(0, row - step)
+    assert rows("lrcn", amount, count) == taken[::-1]
+
+
+@pytest.mark.parametrize(
+    ("count", "amount", "taken"),
+    [
+        (5, 5, [0, 1, 2, 3, 4]),
+        (40, 4, [9, 19, 29, 39]),
+        (6, 4, [0, 1, 3, 5]),  # 1.5 rounds to 2, and the walk ends below the first row: it is taken
+        (10, 4, [3, 5, 7, 9]),  # 2.5 rounds to 2: the beginning is missed
+        (4, 6, [0, 0, 0, 1, 2, 3]),
+        (3, 6, [2] * 6),  # 0.5 rounds to 0: the last row alone
+        (1, 3, [0, 0, 0]),
+        (9, 1, [8]),
+    ],
+)
+def test_lrcn_takes_exactly_so_many_rows(count, amount, taken):
+    assert rows("lrcn", amount, count) == taken
+
+
+@given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=9), amount=st.integers(1, 20))
+def test_what_lrcn_repeats_and_misses_is_said(counts, amount):
+    said = caution(Selection("lrcn", amount), np.array(counts))
+    repeats = misses = 0
+    for count in counts:
+        taken = rows("lrcn", amount, count)
+        repeats += len(set(taken)) < len(taken)
+        misses += taken[0] > 0 and taken[0] >= round(count / amount)
+    assert (f"repeats frames of {repeats}" in said) == (repeats > 0)
+    assert (f"misses the beginning of {misses} of {len(counts)} videos" in said) == (misses > 0)
+    assert ("repeats" in said or "misses" in said) == bool(said)
+
+
+def test_other_selections_need_no_caution():
+    assert caution(Selection("lrcn", 5), np.array([5, 10, 25])) == ""
+    assert caution(Selection("lrcn", 4), np.array([3, 40])) == (
+        "--lrcn 4 repeats frames of 1 of 2 videos; --frames 4 spreads evenly"
+    )
+    for rule in RULES:
+        if rule != "lrcn":
+            assert caution(Selection(rule, 0 if rule == "all" else 4), np.array([1, 3, 40])) == ""
 
 
 def test_crops_are_consecutive_and_begin_anywhere():
