@@ -2,9 +2,10 @@
 #
 # Variables, given on the command line (a value may hold spaces: DATA='my videos'):
 #   DATA=      folder of videos, manifest or one file (default: the sample set, banked with the demo's settings)
-#   BACKBONE=  any torchvision classification model (default: resnet50)
-#   WEIGHTS=   a torchvision weight name, a checkpoint file, or `random` (default: DEFAULT)
-#   OUT=       the bank (default: data/, the name of DATA, .h5)
+#   RECIPE=    a named system, as r2plus1d: `framebank recipes` lists them (default: none)
+#   BACKBONE=  any torchvision classification or video model (default: resnet50, or the recipe's)
+#   WEIGHTS=   a torchvision weight name, a checkpoint file, or `random` (default: DEFAULT, or the recipe's)
+#   OUT=       the bank (default: data/, the name of DATA, that of a recipe, .h5)
 #   RUN=       the run folder of a head (default: data/, the name of the bank, -head)
 #   FINETUNED= the run folder of a fine-tuning (default: data/, the name of the bank, -finetuned)
 #   ARGS=      any further options of the command
@@ -16,17 +17,18 @@ PYTHON ?= python3
 JOBS = 2
 DATA =
 ARGS =
+RECIPE =
 ifeq ($(DATA),)
 SAMPLES = data/samples
-BACKBONE = squeezenet1_1
+BACKBONE = $(if $(RECIPE),,squeezenet1_1)
 WEIGHTS = random
-OUT = data/samples.h5
-SETTINGS = --image-size 64
+OUT = data/samples$(OF_RECIPE).h5
+SETTINGS = $(if $(RECIPE),,--image-size 64)
 else
 SAMPLES =
-BACKBONE = resnet50
-WEIGHTS = DEFAULT
-OUT = data/$(shell basename -- $(call quoted,$(DATA)) .csv).h5
+BACKBONE = $(if $(RECIPE),,resnet50)
+WEIGHTS = $(if $(RECIPE),,DEFAULT)
+OUT = data/$(shell basename -- $(call quoted,$(DATA)) .csv)$(OF_RECIPE).h5
 SETTINGS =
 endif
 
@@ -35,6 +37,9 @@ FINETUNED = $(patsubst %.h5,%,$(OUT))-finetuned
 
 BIN = .venv/bin
 quoted = '$(subst ','\'',$(1))'
+option = $(if $(2),$(1) $(call quoted,$(2)))
+BY_RECIPE = $(call option,--recipe,$(RECIPE))
+OF_RECIPE = $(if $(RECIPE),-$(shell basename -- $(call quoted,$(RECIPE)) .toml))
 # Weights that have a name, or are random, are found by what the bank says of them; a file must be given again.
 AGAIN = $(if $(shell test -f $(call quoted,$(WEIGHTS)) && echo file),--weights $(call quoted,$(WEIGHTS)))
 
@@ -48,17 +53,17 @@ demo: .venv/.installed ## make a small sample set, bank it, train a head, fine-t
 
 extract: .venv/.installed ## bank every frame of the videos in DATA=, into OUT=
 	$(if $(SAMPLES),$(BIN)/framebank samples $(SAMPLES))
-	$(BIN)/framebank extract $(call quoted,$(or $(DATA),$(SAMPLES))) --out $(call quoted,$(OUT)) \
-		--backbone $(call quoted,$(BACKBONE)) --weights $(call quoted,$(WEIGHTS)) $(SETTINGS) $(ARGS)
+	$(BIN)/framebank extract $(call quoted,$(or $(DATA),$(SAMPLES))) --out $(call quoted,$(OUT)) $(BY_RECIPE) \
+		$(call option,--backbone,$(BACKBONE)) $(call option,--weights,$(WEIGHTS)) $(SETTINGS) $(ARGS)
 
 train-head: .venv/.installed ## train a head on the bank OUT= (default: the sample set's, banked first), into RUN=
 	$(if $(SAMPLES),@$(MAKE) --no-print-directory extract ARGS=)
-	$(BIN)/framebank train-head $(call quoted,$(OUT)) --out $(call quoted,$(RUN)) $(ARGS)
+	$(BIN)/framebank train-head $(call quoted,$(OUT)) --out $(call quoted,$(RUN)) $(BY_RECIPE) $(ARGS)
 
 finetune: .venv/.installed ## train the head RUN= further with its backbone, on the videos in DATA=, into FINETUNED=
 	$(if $(SAMPLES),@$(MAKE) --no-print-directory train-head ARGS=)
 	$(BIN)/framebank finetune $(call quoted,$(or $(DATA),$(SAMPLES))) --head $(call quoted,$(RUN)) \
-		--out $(call quoted,$(FINETUNED)) $(AGAIN) $(ARGS)
+		--out $(call quoted,$(FINETUNED)) $(BY_RECIPE) $(AGAIN) $(ARGS)
 
 describe: .venv/.installed ## show what the bank OUT= holds
 	$(BIN)/framebank describe $(call quoted,$(OUT)) $(ARGS)

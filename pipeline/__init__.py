@@ -5,15 +5,25 @@ ranks          one training over several processes: what all of them add up, and
 ids            a video's name in the bank: its path below the data root, escaped where need be
 samples        a small set of real videos whose classes differ in temporal order alone
 sampling       which frames: stride, rate, uniform (index arithmetic only)
+windows        which sampled frames make one row: a frame, a stack, a clip, or the motion between frames
 image_folders  the images of one folder, in order, as RGB pixels
 stated_length  how long a container says its video is: truncated, or merely miscounted?
 frames         one video or folder of images -> RGB frames with real timestamps; the only file that knows a decoder
 split_lists    the train/test lists of UCF101 and HMDB51 -> split columns
 videos         folder, manifest or single file -> table of videos: id, path, label, split, group; probing
+gathering      several folders, manifests and files -> one table of videos
 sources        what a source file was when it was banked: has it changed since?
 checkpoints    a weights file -> state dict, without executing anything
+downloads      weights that torchvision publishes -> their file, downloaded once and checked
 preprocessing  a frame -> the network's input, bit for bit as its weights' own transforms
+video_nets     the networks that torchvision lacks: R2D, f-R2D, rMC3, VGG-M, slow fusion
+networks       names of networks -> their weights, preprocessing and windows
 augmentation   random changes of a clip, the same for all of its frames
+flow           the motion between two prepared frames, as pixels
+views          several crops of a video, banked side by side
+rows           the rows of a video before the network: frames decoded, prepared and put together by windows
+first_convolution  an image network's first convolution made to see stacks of frames or of motion
+inflation      an image network -> a network of clips, with its weights (I3D)
 backbone       a name -> frozen CNN cut at a layer, its preprocessing and feature shape
 blocks         the pieces of a backbone that a person would name, in order, and how deep they lie
 unfreezing     which pieces of a backbone train, from which epoch on, at which learning rate; the rest is frozen
@@ -42,6 +52,7 @@ video_frames   the frames of banked videos, decoded when they are asked for, as 
 layout         where each video's rows lie in a packed sequence
 inputs         the rows that a head reads: less their mean, beside their changes
 standardisation  what centres, scales and projects them: statistics of the training videos
+variational    dropout masks that are the same at every step of a sequence
 recurrence     the LSTM or GRU over packed rows, its dropped weights and its first weights
 pooling        one vector for a whole sequence, of its true steps alone
 heads          packed feature rows -> a prediction per video or per step
@@ -72,5 +83,6 @@ results        held-out predictions -> scores, intervals, differences, tables
 held_out       what heads and baselines say of the test part of a fold
 rescoring      a finished run's heads once more, on its own or other banks
 starting_point  what fine-tuning starts from: a finished run, or a bank and new heads
+recipes        named systems as TOML files -> the options of the commands
 figures        confusion matrix, learning curves and scatter as PNG
 """

@@ -20,9 +20,9 @@ from pipeline.backbone import Backbone, load_backbone
 from pipeline.bank import Bank
 from pipeline.bundles import BACKBONE_FILE, Bundle, check_recipe, load_bundle
 from pipeline.encoder import choose_batch_size, choose_precision
-from pipeline.engine import Progress, ReadOptions
+from pipeline.engine import Progress
 from pipeline.errors import UserError
-from pipeline.extraction import embed, make_encoding, recipe_of, with_region
+from pipeline.extraction import embed, flow_of, make_encoding, reading_of, recipe_of, window_in, with_region
 from pipeline.resuming import with_state
 from pipeline.sampling import Sampling
 
@@ -107,7 +107,7 @@ def _alike(
     recipe = made["recipe"]
     now = recipe_of(
         backbone,
-        Sampling(**recipe["sampling"]),
+        reading_of(made, backbone.preprocessing),
         crop=recipe["crop"],
         precision=choose_precision(precision, device, recipe["precision"]),
         store=recipe["store"],
@@ -160,7 +160,7 @@ def own_settings(folder: Path) -> dict[str, Any]:
         folder: of the run, or of one of its folds.
 
     Returns:
-        backbone, weights (the file), layer, preset, image_size, fit, crop and sampling.
+        backbone, weights (the file), layer, preset, image_size, fit, window, inflate, crop, sampling and flow.
 
     Raises:
         UserError: no finished run, or one whose backbone was not trained.
@@ -183,6 +183,7 @@ def own_settings(folder: Path) -> dict[str, Any]:
         **_cut(made),
         "crop": recipe["crop"],
         "sampling": Sampling(**recipe["sampling"]),
+        "flow": flow_of(made),
     }
 
 
@@ -207,7 +208,14 @@ def _cut(made: Mapping[str, Any]) -> dict[str, Any]:
     """Where a backbone is cut and what it is shown, as arguments of `load_backbone`."""
     recipe = made["recipe"]
     shown = recipe["preprocessing"]
-    return {"layer": recipe["layer"], "preset": made["preset"], "image_size": shown["crop"], "fit": shown["fit"]}
+    return {
+        "layer": recipe["layer"],
+        "preset": made["preset"],
+        "image_size": shown["crop"],
+        "fit": shown["fit"],
+        "window": window_in(recipe),
+        "inflate": recipe.get("inflated", False),
+    }
 
 
 def bank_alike(
@@ -236,8 +244,8 @@ def bank_alike(
         whether it was interrupted. What could not be read is in the bank's ledger of failures.
     """
     videos = with_state(with_region(found, alike.recipe["crop"], image_fps))
-    options = ReadOptions(Sampling(**alike.recipe["sampling"]), alike.backbone.preprocessing, allow_partial)
-    size = choose_batch_size(batch_size, device, alike.made["compute"])
+    options = reading_of(alike.made, alike.backbone.preprocessing, allow_partial=allow_partial)
+    size = choose_batch_size(batch_size, device, alike.made["compute"], options.window)
     encoding = make_encoding(alike.backbone, alike.recipe, options, device, size, "")
     banks.create(out, encoding.recorded)
     return embed(out, videos, encoding, Progress(), on_progress=on_progress, on_note=lambda _: None)

@@ -12,11 +12,12 @@ nor on any generator that others use.
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
@@ -44,10 +45,8 @@ class Augmentation:
                 raise UserError(f"the augmentation {part} is asked for twice; give it once")
 
     def wider(self, preprocessing: Preprocessing) -> Preprocessing:
-        """How frames are to be prepared: for `crop` as the whole middle square, of which a part is cut out."""
-        if "crop" not in self.parts or preprocessing.fit != "crop":
-            return preprocessing
-        return replace(preprocessing, crop=preprocessing.resize)
+        """How frames are to be prepared: for `crop` as all of which a part is cut out."""
+        return wider(preprocessing) if "crop" in self.parts else preprocessing
 
     def describe(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -66,6 +65,17 @@ class Draw(NamedTuple):
     box: tuple[float, float, float, float] | None
     flip: bool
     colours: tuple[float, float, float, float] | None
+
+
+PLAIN = Draw(None, False, None)
+
+
+def wider(preprocessing: Preprocessing) -> Preprocessing:
+    """A preprocessing that leaves nothing out where it can: of a resized frame the whole middle square."""
+    if preprocessing.fit != "crop":
+        return preprocessing
+    resize = preprocessing.resize
+    return replace(preprocessing, crop=min(resize) if isinstance(resize, tuple) else resize)
 
 
 def draw(augmentation: Augmentation, number: int, video_id: str) -> Draw:
@@ -112,20 +122,24 @@ def apply(drawn: Draw, frames: Tensor, size: int) -> Tensor:
     return frames
 
 
-def preparing(
-    preprocessing: Preprocessing, crop: str, augmentation: Augmentation | None, number: int, video_id: str
-) -> Callable[[np.ndarray], Tensor]:
-    """What makes of each frame (H, W, 3) uint8 of one video the network's (3, S, S) uint8.
+def preparing(preprocessing: Preprocessing, crop: str, draws: Sequence[Draw]) -> Callable[[np.ndarray], Tensor]:
+    """What makes of each frame (H, W, 3) uint8 of one video what the network is to see of it, once for each draw.
 
     Args:
         preprocessing: how a frame is prepared.
         crop: the region of it that is used, as tables of videos hold it.
-        augmentation: what changes it at random; None for nothing.
-        number: of the epoch, or of the view.
-        video_id: the video.
+        draws: K of them.
+
+    Returns:
+        a function to (K, 3, S, S) uint8. It raises VideoError as `pipeline.preprocessing.prepare`.
     """
-    region = region_of(crop)
-    if augmentation is None:
-        return lambda rgb: prepare(preprocessing, rgb, region)
-    drawn, wider = draw(augmentation, number, video_id), augmentation.wider(preprocessing)
-    return lambda rgb: apply(drawn, prepare(wider, rgb, region)[None], preprocessing.crop)[0]
+    region, size, whole = region_of(crop), preprocessing.crop, wider(preprocessing)
+    cut = [drawn.box is not None for drawn in draws]
+
+    def prepared(rgb: np.ndarray) -> Tensor:
+        # What is not cut out is as without draws to the last pixel, which the middle of the wider square may not be:
+        # of two crops in a row each rounds.
+        frames = {part: prepare(whole if part else preprocessing, rgb, region)[None] for part in set(cut)}
+        return torch.cat([apply(drawn, frames[part], size) for drawn, part in zip(draws, cut, strict=True)])
+
+    return prepared

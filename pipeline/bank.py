@@ -23,6 +23,7 @@ import pandas as pd
 from pipeline import features as hdf5
 from pipeline.errors import UserError
 from pipeline.lock import hold, is_running
+from pipeline.windows import Window
 
 _ABANDONED_SECONDS = 24 * 3600.0
 _OPEN_FILES = 64  # of a bank in thousands of parts, so as not to run out of file descriptors
@@ -293,7 +294,7 @@ class Bank(Mapping[str, np.ndarray]):
         raise AssertionError  # the last turn returns or raises
 
     def __getitem__(self, video_id: str) -> np.ndarray:
-        """Embeddings of one video, (T, D) or (T, C, H, W), float16 or float32."""
+        """Embeddings of one video, (T, D), (T, C, H, W) or with K views (K, T, D), float16 or float32."""
         return self._array(video_id, "features")
 
     def __iter__(self) -> Iterator[str]:
@@ -303,23 +304,36 @@ class Bank(Mapping[str, np.ndarray]):
         return len(self.catalog)
 
     def timestamps(self, video_id: str) -> np.ndarray:
-        """(T,) float64 seconds at which the frames of one video are presented; NaN where the source has no clock."""
+        """(T,) float64 seconds at which the rows of one video are presented; NaN where the source has no clock."""
         return self._array(video_id, "timestamps")
 
     def frame_index(self, video_id: str) -> np.ndarray:
-        """(T,) int64 indices of the banked frames in the source."""
+        """(T,) int64 numbers in the source of the frame of each row, of several the one in the middle."""
         return self._array(video_id, "frame_index")
+
+    def frames(self, video_id: str) -> np.ndarray:
+        """(T, F) int64 numbers in the source of all frames that each row is made of, the same one again where it is
+        repeated."""
+        if self._frames_per_row == 1:
+            return self.frame_index(video_id)[:, None]
+        return self._array(video_id, hdf5.WINDOW_FRAMES)
+
+    @property
+    def _frames_per_row(self) -> int:
+        return Window(**self.config["recipe"].get("window", {})).frames
 
     def verify(self) -> list[tuple[str, str]]:
         """Read everything. Returns (id, what is wrong) pairs; an empty list means that the bank is sound."""
         problems = []
+        frames, views = self._frames_per_row, self.config["recipe"].get("views", {}).get("count")
         for row in hdf5.records(self.catalog):
             try:
                 file = self.file_of(row["id"])
             except OSError as error:
                 problems.append((row["id"], f"its file cannot be opened: {error}"))
                 continue
-            problems += [(row["id"], problem) for problem in hdf5.check_video(file, row)]
+            found = hdf5.check_video(file, row, frames=frames, views=views)
+            problems += [(row["id"], problem) for problem in found]
         for file_path in self.files:
             with hdf5.open_file(file_path) as file:
                 strangers = hdf5.stored_ids(file) - set(self._where)

@@ -1,26 +1,30 @@
-"""The backbone as a function from uint8 frames to embeddings, on a device and in a precision that are stated.
+"""The backbone as a function from uint8 rows to embeddings, on a device and in a precision that are stated.
 
-The batch shape is constant (the last batch is filled up), so that the same kernels run for every row and a video's
-embedding does not depend on which videos shared its batch.
+A row is what the backbone sees of a video at once: a frame, a stack, a clip. The batch shape is constant (the last
+batch is filled up), so that the same kernels run for every row and a video's embedding does not depend on which videos
+shared its batch.
 """
 
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.backbone import Backbone
 from pipeline.errors import UserError
 from pipeline.preprocessing import normalise
+from pipeline.windows import FRAME, Window
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BATCH_SIZES = {"cpu": 16, "mps": 64, "cuda": 128}
+BATCH_SIZES = {"cpu": 16, "mps": 64, "cuda": 128}  # frames; of clips, as many as have so many frames together
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
 Encode = Callable[[Tensor], np.ndarray]
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def choose_device(name: str) -> torch.device:
@@ -56,44 +60,59 @@ def choose_precision(name: str, device: torch.device, banked: str | None = None)
     return banked or ("bf16" if native_bf16(device) else "fp32")
 
 
-def choose_batch_size(size: str | int, device: torch.device, banked: Mapping[str, Any] | None = None) -> int:
+def choose_batch_size(
+    size: str | int, device: torch.device, banked: Mapping[str, Any] | None = None, window: Window = FRAME
+) -> int:
     """The batch size; `auto` keeps to what the bank was begun with on such a device: resumed rows are the same."""
     if size != "auto":
         return int(size)
     if banked is not None and banked.get("device") == device.type:
         return int(banked["batch_size"])
-    return BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
+    frames = BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
+    return max(1, frames // window.length) if window.kind == "clip" else frames
+
+
+def channels_last(module: _Module) -> _Module:
+    """A module with the channels of its images and volumes last in memory, changed in place; the numbers stay."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        tensor.data = in_channels_last(tensor.data)
+    return module
+
+
+def in_channels_last(tensor: Tensor) -> Tensor:
+    """Images (N, C, H, W) or volumes (N, C, T, H, W) with the channels last in memory; others as they are."""
+    layout = _CHANNELS_LAST.get(tensor.ndim)
+    return tensor if layout is None else tensor.contiguous(memory_format=layout)
 
 
 def make_encoder(backbone: Backbone, device: torch.device, precision: str, batch_size: int) -> tuple[Encode, int]:
     """Put the backbone on the device and try one batch, halving the batch size while the device has no room for it.
 
     Returns:
-        the encoder, from (B, 3, S, S) uint8 frames to (B, D) or (B, C, H, W) float32 embeddings, and B.
+        the encoder, from (B, *input_shape) uint8 rows to (B, D) or (B, C, H, W) float32 embeddings, and B.
 
     Raises:
-        UserError: not even one frame fits, or the device can't compute in this precision.
+        UserError: not even one row fits, or the device can't compute in this precision.
     """
     dtype = PRECISIONS[precision]
     turn = threading.Lock() if device.type != "cpu" else nullcontext()
-    module = backbone.module.to(device, dtype).to(memory_format=torch.channels_last)
+    module = channels_last(backbone.module.to(device, dtype))
 
     @torch.inference_mode()
-    def encode(frames: Tensor) -> np.ndarray:
+    def encode(rows: Tensor) -> np.ndarray:
         with turn:
-            batch = normalise(backbone.preprocessing, frames.to(device))
-            batch = batch.to(dtype=dtype, memory_format=torch.channels_last)
-            embeddings: np.ndarray = module(batch).float().cpu().numpy()
+            batch = normalise(backbone.preprocessing, rows.to(device), backbone.window)
+            embeddings: np.ndarray = module(in_channels_last(batch.to(dtype))).float().cpu().numpy()
             return embeddings
 
-    size = backbone.preprocessing.crop
+    what = "frame" if backbone.window == FRAME else f"{backbone.window.kind} of {backbone.window.length}"
     while True:
         try:
-            encode(torch.zeros(batch_size, 3, size, size, dtype=torch.uint8))
+            encode(torch.zeros(batch_size, *backbone.input_shape, dtype=torch.uint8))
             return encode, batch_size
         except torch.OutOfMemoryError as error:
             if batch_size == 1:
-                raise UserError(f"{device} has no room for one frame; try --device cpu.") from error
+                raise UserError(f"{device} has no room for one {what}; try --device cpu.") from error
             batch_size //= 2
         except RuntimeError as error:
             reason = str(error).splitlines()[0]

@@ -1,45 +1,33 @@
-"""The hot loop of stage one: frames of many videos, into full batches, into embeddings, into the bank.
+"""The hot loop of stage one: rows of many videos, into full batches, into embeddings, into the bank.
 
 The work runs in lanes: threads that each take the next video, decode and preprocess it, fill a batch of one constant
-shape across videos, run the backbone on it and give each row to its video. On a CPU every lane computes with its own
-share of the cores, because forwards of one thread side by side beat one forward of many threads beside a decoder; on a
-GPU the lanes decode and take turns. PyAV, torchvision and torch release the GIL while they work.
+shape across videos, run the backbone on it and give each row to its video. A row of K views takes K places, which may
+lie in two batches. On a CPU every lane computes with its own share of the cores, because forwards of one thread side by
+side beat one forward of many threads beside a decoder; on a GPU the lanes decode and take turns. PyAV, torchvision and
+torch release the GIL while they work.
 
 Memory is bounded by a batch per lane and by what `pipeline.sealing` keeps back, never by the length of a video.
 """
 
-import math
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.augmentation import Augmentation, preparing
 from pipeline.encoder import Encode
 from pipeline.errors import VideoError
-from pipeline.frames import Decoded, Frame, read_frames
-from pipeline.preprocessing import Preprocessing
-from pipeline.sampling import Sampling
+from pipeline.frames import Decoded
+from pipeline.rows import ReadOptions, Row, read_rows
 from pipeline.sealing import PartWriter, VideoSink
 from pipeline.sources import source_digest
+from pipeline.views import described
 
 _SHOW_SECONDS = 0.25
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How every video of a run is read; with an augmentation as it draws each video in this view."""
-
-    sampling: Sampling
-    preprocessing: Preprocessing
-    allow_partial: bool = False
-    augmentation: Augmentation | None = None
-    view: int = 0
 
 
 @dataclass
@@ -49,17 +37,22 @@ class Progress:
     videos_sealed: int = 0
     rows_sealed: int = 0
     failures: int = 0
-    frames: int = 0  # embedded, those of videos that failed or were dropped later among them
+    frames: int = 0  # rows embedded, those of videos that failed or were dropped later among them
     partial: int = 0
+    padded: int = 0  # videos shorter than one clip, whose last frame was repeated
 
 
 @dataclass
 class _Video:
-    """A video between its first frame and the end of its sink."""
+    """A video between its first row and the end of its sink."""
 
     row: Mapping[str, Any]
     sink: VideoSink
-    waiting: int = 0  # rows that are in the batch but not yet embedded
+    waiting: list[tuple[float, tuple[int, ...]]] = field(
+        default_factory=list
+    )  # seconds and frames of rows in the batch
+    ahead: np.ndarray | None = None  # embeddings of the first of them in its first views, where it lacks others
+    padded: int = 0  # frames that were repeated to fill the only clip
     decoded: Decoded | None = None  # set when its last frame was read
     ended: bool = False
 
@@ -70,9 +63,10 @@ class _Lane:
     def __init__(
         self, options: ReadOptions, encode: Encode, batch_size: int, writer: PartWriter, progress: Progress
     ) -> None:
-        size = options.preprocessing.crop
-        self.frames = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
-        self.owners: list[tuple[_Video, float, int]] = []  # of the filled rows: video, seconds, frame index
+        shape = options.window.input_shape(options.preprocessing.crop)
+        self.inputs = torch.zeros(batch_size, *shape, dtype=torch.uint8)
+        self.owners: list[_Video] = []  # of the filled places
+        self.views = len(options.draws(""))
         self.options, self.encode, self.writer, self.progress = options, encode, writer, progress
 
     def run(self, rows: Iterator[Mapping[str, Any]], stop: threading.Event) -> None:
@@ -80,7 +74,7 @@ class _Lane:
         videos: dict[int, _Video] = {}
         try:
             for row in rows:
-                video = _Video(row, self.writer.open(row))
+                video = _Video(row, self.open(row))
                 videos = {key: old for key, old in videos.items() if not old.ended} | {id(video): video}
                 self.read(video, stop)
                 if stop.is_set():
@@ -92,21 +86,21 @@ class _Lane:
                 if not video.ended:
                     video.sink.discard()
 
+    def open(self, row: Mapping[str, Any]) -> VideoSink:
+        """Where the rows of a video go, beside what its views show."""
+        return self.writer.open(row, described(self.options.draws(row["id"])) if self.options.views else None)
+
     def read(self, video: _Video, stop: threading.Event) -> None:
         """Decode one video into the batch, embedding whenever it is full."""
         decoded = Decoded()
-        options = self.options
-        look = preparing(options.preprocessing, video.row["crop"], options.augmentation, options.view, video.row["id"])
         try:
-            with closing(_frames(video.row, self.options, decoded)) as frames:
-                for frame in frames:
+            with closing(read_rows(video.row, self.options, decoded)) as rows:
+                for row in rows:
                     if stop.is_set() or video.ended:
                         return
-                    self.frames[len(self.owners)] = look(frame.rgb)
-                    self.owners.append((video, frame.seconds, frame.index))
-                    video.waiting += 1
-                    if len(self.owners) == len(self.frames):
-                        self.flush()
+                    if self.options.window.kind == "clip":
+                        video.padded = len(row.frames) - len(set(row.frames))
+                    self.fill(video, row)
             video.sink.row["digest"] = source_digest(video.row["path"], video.row["kind"])
         except VideoError as error:
             self.fail(video, str(error))
@@ -117,26 +111,48 @@ class _Lane:
         video.decoded = decoded
         self.finish_if_complete(video)
 
+    def fill(self, video: _Video, row: Row) -> None:
+        """Put a row into the batch, one place for each view."""
+        video.waiting.append((row.seconds, row.frames))
+        for inputs in row.inputs:
+            self.inputs[len(self.owners)] = inputs
+            self.owners.append(video)
+            if len(self.owners) == len(self.inputs):
+                self.flush()
+
     def flush(self) -> None:
-        """Embed the batch and give each video its rows. Rows past the filled ones are leftovers that nobody reads."""
-        embeddings = self.encode(self.frames)
+        """Embed the batch and give each video its rows. Places past the filled ones are leftovers that nobody reads."""
+        embeddings = self.encode(self.inputs)
         owners, self.owners = self.owners, []
-        with self.writer.lock:
-            self.progress.frames += len(owners)
         first = 0
-        for _, group in groupby(owners, key=lambda owner: id(owner[0])):
-            videos, seconds, index = zip(*group, strict=True)
-            video, rows = videos[0], embeddings[first : first + len(index)]
-            first += len(index)
-            if video.ended:
-                continue
-            video.waiting -= len(index)
-            try:
-                video.sink.append(rows, np.array(seconds, np.float64), np.array(index, np.int64))
-            except VideoError as error:
-                self.fail(video, str(error))
-                continue
-            self.finish_if_complete(video)
+        for _, group in groupby(owners, key=id):
+            places = list(group)
+            video, own = places[0], embeddings[first : first + len(places)]
+            first += len(places)
+            if not video.ended:
+                self.give(video, own)
+
+    def give(self, video: _Video, embeddings: np.ndarray) -> None:
+        """Hand the rows on that have all of their embeddings now: (n, …) float32 more of them, view after view."""
+        if video.ahead is not None:
+            embeddings = np.concatenate([video.ahead, embeddings])
+        count = len(embeddings) // self.views
+        complete, rest = np.split(embeddings, [count * self.views])
+        video.ahead = rest if len(rest) else None
+        if not count:
+            return
+        with self.writer.lock:
+            self.progress.frames += count
+        seconds, frames = zip(*video.waiting[:count], strict=True)
+        del video.waiting[:count]
+        if self.options.views:
+            complete = complete.reshape(count, self.views, *complete.shape[1:])
+        try:
+            video.sink.append(complete, np.array(seconds, np.float64), np.array(frames, np.int64))
+        except VideoError as error:
+            self.fail(video, str(error))
+            return
+        self.finish_if_complete(video)
 
     def fail(self, video: _Video, reason: str) -> None:
         """Enter a video into the ledger and drop its rows, unless that has happened."""
@@ -153,20 +169,8 @@ class _Lane:
             video.ended = True
             with self.writer.lock:
                 self.progress.partial += bool(video.decoded.partial)
-            video.sink.finish(asdict(video.decoded))
-
-
-def _frames(row: Mapping[str, Any], options: ReadOptions, decoded: Decoded) -> Generator[Frame, None, None]:
-    yield from read_frames(
-        row["path"],
-        row["kind"],
-        options.sampling,
-        decoded,
-        start=row["start"],
-        end=row["end"],
-        image_fps=None if math.isnan(row["fps"]) else row["fps"],
-        allow_partial=options.allow_partial,
-    )
+                self.progress.padded += bool(video.padded)
+            video.sink.finish(asdict(video.decoded), padded=video.padded)
 
 
 def _shared(rows: Iterable[Mapping[str, Any]]) -> Callable[[], Iterator[Mapping[str, Any]]]:
@@ -197,12 +201,13 @@ def extract_videos(
     progress: Progress,
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Embed the frames of videos and write them to a bank.
+    """Embed the rows of videos and write them to a bank.
 
     Args:
         rows: one mapping per video: the columns of `pipeline.videos.find_videos`, with `source`, `size` and `mtime`.
         options: how to read the videos.
-        encode: from (B, 3, S, S) uint8 to (B, …) float32, see `pipeline.encoder`; called by several threads.
+        encode: from (B, *shape) uint8, the shape that of the window, to (B, …) float32, see `pipeline.encoder`; called
+            by several threads.
         batch_size: B.
         writer: where finished videos and failures go.
         lanes: how many videos are in work at once.
@@ -212,7 +217,7 @@ def extract_videos(
         on_progress: called a few times a second.
 
     Raises:
-        UserError: the disk is full. What was sealed stays.
+        UserError: the disk is full, or rows cannot be made as `options` say. What was sealed stays.
     """
     take = _shared(rows)
     errors: list[BaseException] = []

@@ -39,6 +39,7 @@ class Portion(NamedTuple):
         chunk: None for rows that stand by themselves; else the number of a chunk, from 0. Each later one goes on where
             the portion before stopped, with its first b videos.
         whole: for each all the rows of the video that the epoch takes, where this portion sees a part of them.
+        first: (b,) int64 where in `whole` the part begins; by its rows it could not be told, as they may repeat.
         counted: (b, 2) the taken rows, from and to, whose targets count; None counts all.
         learns: whether any target counts; without one the portion only carries the state on.
     """
@@ -47,17 +48,19 @@ class Portion(NamedTuple):
     steps: list[np.ndarray] | None
     chunk: int | None = None
     whole: list[np.ndarray] | None = None
+    first: np.ndarray | None = None
     counted: np.ndarray | None = None
     learns: bool = True
 
     def share(self) -> "Portion":
         """What of it is this rank's, perhaps no video; whether it learns is said of the whole."""
-        videos, steps, chunk, whole, counted, learns = self
+        videos, steps, chunk, whole, first, counted, learns = self
         return Portion(
             ranks.share(videos),
             None if steps is None else ranks.share(steps),
             chunk,
             None if whole is None else ranks.share(whole),
+            None if first is None else ranks.share(first),
             None if counted is None else ranks.share(counted),
             learns,
         )
@@ -172,7 +175,8 @@ def _carried(
         for number, start in enumerate(range(0, len(members[0][1]), chunk)):
             left = [(video, steps) for video, steps in members if len(steps) > start]
             videos, whole = np.array([video for video, _ in left], np.int64), [steps for _, steps in left]
-            group.append(Portion(videos, [steps[start : start + chunk] for steps in whole], number, whole))
+            parts, first = [steps[start : start + chunk] for steps in whole], np.full(len(left), start)
+            group.append(Portion(videos, parts, number, whole, first))
         groups.append(group)
     return groups
 
@@ -182,16 +186,17 @@ def _overlapping(
 ) -> list[list[Portion]]:
     """Chunks of long videos that see more on either side than counts, each by itself."""
     cut = [
-        (video, steps[piece.low : piece.high], steps, (piece.start - piece.low, piece.stop - piece.low))
+        (video, steps[piece.low : piece.high], steps, piece.low, (piece.start - piece.low, piece.stop - piece.low))
         for video, steps in stretches
         for piece in pieces(len(steps), chunk, max(1, chunk // OVERLAPS))
     ]
-    lengths = np.array([len(steps) for _, steps, _, _ in cut])
+    lengths = np.array([len(steps) for _, steps, *_ in cut])
     groups = []
     for batch in buckets(lengths, batch_size, max_steps=at_once, generator=generator):
-        videos, steps, whole, counted = zip(*(cut[place] for place in batch), strict=True)
-        portion = Portion(np.array(videos, np.int64), list(steps), None, list(whole), np.array(counted, np.int64))
-        groups.append([portion])
+        videos, steps, whole, first, counted = zip(*(cut[place] for place in batch), strict=True)
+        places, parts = np.array(videos, np.int64), list(steps)
+        begins, targets = np.array(first, np.int64), np.array(counted, np.int64)
+        groups.append([Portion(places, parts, None, list(whole), begins, targets)])
     return groups
 
 
@@ -235,15 +240,15 @@ def beginning(
         chunk: rows that are read at once.
         centres: means of videos, kept for other parts of them; of vectors that are learnt there is none (see `apart`).
     """
-    assert portion.steps is not None
     assert portion.whole is not None
+    assert portion.first is not None
     contexts = []
     with _settled(model):
-        for video, steps, whole in zip(portion.videos.tolist(), portion.steps, portion.whole, strict=True):
+        for video, whole, first in zip(portion.videos.tolist(), portion.whole, portion.first.tolist(), strict=True):
             read = reading(sequences, video, whole)
             if video not in centres:
                 centres[video] = None if model.learns_vectors else video_centre(model, read, len(whole), chunk)
-            contexts.append(context_of(model, read, int(np.searchsorted(whole, steps[0])), centres[video]))
+            contexts.append(context_of(model, read, first, centres[video]))
     return Carry(joined(contexts), ())
 
 
@@ -258,12 +263,14 @@ def apart(
     """
     assert portion.steps is not None
     assert portion.whole is not None
+    assert portion.first is not None
+    begins = zip(portion.first.tolist(), map(len, portion.steps), strict=True)
     found = []
     with _settled(model):
-        for video, steps, whole in zip(portion.videos.tolist(), portion.steps, portion.whole, strict=True):
+        for video, whole, (first, length) in zip(portion.videos.tolist(), portion.whole, begins, strict=True):
             if video not in vectors:
                 vectors[video] = vectors_of(model, reading(sequences, video, whole), len(whole), chunk)
-            found.append(apart_of(vectors[video], vectors[video][np.searchsorted(whole, steps)]))
+            found.append(apart_of(vectors[video], vectors[video][first : first + length]))
     return torch.cat(found)
 
 

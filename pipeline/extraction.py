@@ -21,12 +21,18 @@ from pipeline import packing, ranks
 from pipeline.backbone import Backbone
 from pipeline.bank import Bank
 from pipeline.encoder import Encode, make_encoder
-from pipeline.engine import Progress, ReadOptions, extract_videos
+from pipeline.engine import Progress, extract_videos
+from pipeline.errors import UserError
 from pipeline.features import records
+from pipeline.flow import Flow
+from pipeline.preprocessing import Preprocessing
 from pipeline.resuming import Plan
+from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.sealing import PartWriter, disk_errors
 from pipeline.sources import source_text
+from pipeline.views import Views
+from pipeline.windows import FRAME, Window
 
 
 @dataclass(frozen=True)
@@ -39,29 +45,70 @@ class Encoding:
     recorded: dict[str, Any]  # the bank's config: recipe, weights, preset, compute, data
 
 
-def recipe_of(
-    backbone: Backbone,
-    sampling: Sampling,
-    *,
-    crop: str,
-    precision: str,
-    store: str,
-    view: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What decides the embeddings: two runs with the same recipe may share a bank. `view` says how frames were changed
-    at random; where it is None they were not."""
-    recipe = {
+def recipe_of(backbone: Backbone, options: ReadOptions, *, crop: str, precision: str, store: str) -> dict[str, Any]:
+    """What decides the embeddings: two runs with the same recipe may share a bank. What is not used is not named."""
+    recipe: dict[str, Any] = {
         "backbone": backbone.name,
         "layer": backbone.layer,
         "weights_sha256": backbone.sha256,
         "feature_shape": list(backbone.feature_shape),
         "preprocessing": backbone.preprocessing.describe(),
         "crop": crop,
-        "sampling": sampling.describe(),
+        "sampling": options.sampling.describe(),
         "precision": precision,
         "store": store,
     }
-    return recipe if view is None else {**recipe, "view": dict(view)}
+    if options.augmentation is not None:
+        recipe["view"] = {"number": options.view, **options.augmentation.describe()}
+    if options.window != FRAME:
+        recipe["window"] = options.window.describe()
+    if backbone.inflated:
+        recipe["inflated"] = True
+    if options.views is not None:
+        recipe["views"] = options.views.describe()
+    if options.flow is not None:
+        recipe["flow"] = options.flow.describe()
+    return recipe
+
+
+def reading_of(made: Mapping[str, Any], preprocessing: Preprocessing, *, allow_partial: bool = False) -> ReadOptions:
+    """How the videos of a bank were read, by its config.
+
+    Raises:
+        UserError: the weights that its optical flow was measured with are not there.
+    """
+    recipe = made["recipe"]
+    return ReadOptions(
+        Sampling(**recipe["sampling"]),
+        preprocessing,
+        window_in(recipe),
+        allow_partial,
+        views=Views(**recipe["views"]) if "views" in recipe else None,
+        flow=flow_of(made),
+    )
+
+
+def flow_of(made: Mapping[str, Any]) -> Flow | None:
+    """How the motion in a bank was measured, by its config; None where it was not.
+
+    Raises:
+        UserError: the weights that it was measured with are not there.
+    """
+    described = made["recipe"].get("flow")
+    if described is None:
+        return None
+    flow = Flow(described["method"], described["bound"], made["flow"]["given"])
+    if flow.describe() != described:
+        raise UserError(
+            f"The optical flow of the bank was measured with {flow.weights}, which holds other weights now; put the "
+            "file back."
+        )
+    return flow
+
+
+def window_in(recipe: Mapping[str, Any]) -> Window:
+    """What of a video makes one row of a bank, by its recipe."""
+    return Window(**recipe.get("window", {}))
 
 
 def existing_bank(out: Path) -> Bank | None:
@@ -90,6 +137,10 @@ def make_encoding(
         "compute": {"device": device.type, "batch_size": batch_size},
         "data": source_text(data),
     }
+    if options.flow is not None:
+        weights = options.flow.weights
+        given = str(Path(weights).absolute()) if weights is not None and Path(weights).is_file() else weights
+        recorded["flow"] = {**options.flow.recorded(), "given": given}
     return Encoding(encode, batch_size, options, recorded)
 
 

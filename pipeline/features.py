@@ -1,16 +1,17 @@
 """One HDF5 file of embeddings: the schema, writing it and reading it. The only file that imports h5py.
 
 A bank is one such file, or several (`pipeline.bank` overlays them). `data/README.md` describes the layout to readers
-in any language: `/videos/<id>/features` (T, D) or (T, C, H, W) with `timestamps` and `frame_index` beside it, the
-`/catalog` of one row per video, and `/failures`, the ledger of the videos that could not be banked.
+in any language: `/videos/<id>/features` (T, D), (T, C, H, W) or (K, T, D) with `timestamps` and `frame_index` beside
+it, the `/catalog` of one row per video, and `/failures`, the ledger of the videos that could not be banked.
 """
 
 import errno
 import json
+import math
 import os
 import resource
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -58,7 +59,9 @@ CATALOG: dict[str, str] = {
 FAILURES: dict[str, str] = {"id": "s", "path": "s", "reason": "s", "when": "s", "size": "i", "mtime": "i"}
 _EMPTY: dict[str, Any] = {"s": "", "f": np.nan, "i": -1, "b": 0}
 _DTYPES: dict[str, str] = {"s": "object", "f": "float64", "i": "int64", "b": "uint8"}
-_FEATURE_AXES = {1: ("feature",), 3: ("channel", "height", "width")}
+_TIME = "timestamps"
+_AXES = {2: (_TIME, "feature"), 3: ("view", _TIME, "feature"), 4: (_TIME, "channel", "height", "width")}
+WINDOW_FRAMES = "window_frames"  # the dataset of all frames of each row, where it has more than one
 # netCDF's mark for a dimension without coordinate values: xarray then counts it and no bytes are stored
 _NO_COORDINATE = "This is a netCDF dimension but not a netCDF variable.{:10d}"
 _CHUNK_BYTES = 1 << 20
@@ -204,54 +207,94 @@ def begin(file: h5py.File, config: Mapping[str, Any], fingerprint: str, created:
     file.create_group("videos")
 
 
-def _label_axes(group: h5py.Group, features: h5py.Dataset) -> None:
+def time_axis(features: h5py.Dataset | np.ndarray) -> int:
+    """Which axis of the features of a video counts its rows: 1 of (K, T, D), 0 of (T, D) and (T, C, H, W)."""
+    return _AXES[features.ndim].index(_TIME)
+
+
+def _label_axes(group: h5py.Group) -> None:
     """Attach dimension scales to every axis: xarray (h5netcdf) refuses a dataset with only some of them."""
-    time = group["timestamps"]
-    time.make_scale("timestamps")
-    for dataset in (features, group["frame_index"]):
-        dataset.dims[0].attach_scale(time)
-    for axis, name in enumerate(_FEATURE_AXES[features.ndim - 1], start=1):
-        size = features.shape[axis]
-        scale = group.create_dataset(name, shape=(size,), dtype=">f4")
-        scale.make_scale(_NO_COORDINATE.format(size))
-        features.dims[axis].attach_scale(scale)
+    group[_TIME].make_scale(_TIME)
+    axes = {"features": _AXES[group["features"].ndim], "frame_index": (_TIME,), WINDOW_FRAMES: (_TIME, "window_frame")}
+    for dataset, names in axes.items():
+        if dataset not in group:
+            continue
+        for axis, name in enumerate(names):
+            if name not in group:
+                size = group[dataset].shape[axis]
+                group.create_dataset(name, shape=(size,), dtype=">f4").make_scale(_NO_COORDINATE.format(size))
+            group[dataset].dims[axis].attach_scale(group[name])
 
 
 class VideoWriter:
-    """Writes one video's rows: at once into contiguous datasets, or appended in whole-row chunks when it streams."""
+    """Writes one video's rows: at once into contiguous datasets, or appended in whole-row chunks when it streams.
+
+    Rows come first on every axis that it is given; those of views, (n, K, D), are stored view after view, (K, T, D).
+    """
 
     def __init__(self, file: h5py.File, video_id: str, *, label: str, source: str) -> None:
         self.group = file.require_group(f"videos/{video_id}")
         self.label, self.source = label, source
         self.rows = 0
 
-    def write(self, features: np.ndarray, timestamps: np.ndarray, frame_index: np.ndarray) -> None:
-        """Write all T rows at once, (T, D) or (T, C, H, W) features, (T,) float64 seconds and (T,) int64 indices."""
-        self.group.create_dataset("features", data=features)
-        self.group.create_dataset("timestamps", data=timestamps, dtype=np.float64)
-        self.group.create_dataset("frame_index", data=frame_index, dtype=np.int64)
+    def write(self, features: np.ndarray, timestamps: np.ndarray, frames: np.ndarray) -> None:
+        """Write all T rows at once.
+
+        Args:
+            features: (T, D), (T, C, H, W) or (T, K, D).
+            timestamps: (T,) float64 seconds.
+            frames: (T, F) int64 numbers of the frames of each row, of which the one in the middle stands for it.
+        """
+        for name, data in _datasets(features, timestamps, frames).items():
+            self.group.create_dataset(name, data=data)
         self.rows = len(features)
 
-    def append(self, features: np.ndarray, timestamps: np.ndarray, frame_index: np.ndarray) -> None:
-        """Append rows to chunked datasets, so that a video of any length is written in bounded memory."""
-        pieces = {"features": features, "timestamps": timestamps, "frame_index": frame_index}
-        for name, piece in pieces.items():
+    def append(self, features: np.ndarray, timestamps: np.ndarray, frames: np.ndarray) -> None:
+        """Append rows to chunked datasets, so that a video of any length is written in bounded memory. The arguments
+        are those of `write`."""
+        for name, piece in _datasets(features, timestamps, frames).items():
+            axis = time_axis(piece) if name == "features" else 0
             if name not in self.group:
-                row_bytes = max(1, piece[:1].nbytes)
-                chunk = (max(1, _CHUNK_BYTES // row_bytes), *piece.shape[1:])
-                shape, maxshape = (0, *piece.shape[1:]), (None, *piece.shape[1:])
-                self.group.create_dataset(name, shape=shape, maxshape=maxshape, chunks=chunk, dtype=piece.dtype)
+                self._create(name, piece, axis)
             dataset = self.group[name]
-            dataset.resize(self.rows + len(piece), axis=0)
-            dataset[self.rows :] = piece
+            dataset.resize(self.rows + piece.shape[axis], axis=axis)
+            dataset[(*[slice(None)] * axis, slice(self.rows, None))] = piece
         self.rows += len(features)
 
-    def finish(self) -> None:
-        """Label the axes and set `complete`, last."""
-        _label_axes(self.group, self.group["features"])
+    def _create(self, name: str, piece: np.ndarray, axis: int) -> None:
+        """An empty dataset of rows like those of a piece, in chunks of whole rows of one view."""
+        views, row = piece.shape[:axis], piece.shape[axis + 1 :]
+        row_bytes = max(1, math.prod(row) * piece.dtype.itemsize)
+        chunk = (*[1] * axis, max(1, _CHUNK_BYTES // row_bytes), *row)
+        self.group.create_dataset(
+            name, shape=(*views, 0, *row), maxshape=(*views, None, *row), chunks=chunk, dtype=piece.dtype
+        )
+
+    def finish(self, *, views: Sequence[Mapping[str, Any]] | None = None, padded: int = 0) -> None:
+        """Label the axes and set `complete`, last.
+
+        Args:
+            views: what each view shows, where there are any.
+            padded: how many frames of its only clip are its last one repeated.
+        """
+        _label_axes(self.group)
+        if views is not None:
+            self.group["features"].attrs["views"] = json.dumps(list(views))
+        if padded:
+            self.group.attrs["padded"] = padded
         self.group.attrs["label"] = self.label
         self.group.attrs["source"] = self.source
         self.group.attrs["complete"] = np.uint8(1)
+
+
+def _datasets(features: np.ndarray, timestamps: np.ndarray, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows as they are stored, by the names of their datasets."""
+    stored = {
+        "features": np.moveaxis(features, 0, 1) if features.ndim == 3 else features,
+        _TIME: timestamps.astype(np.float64),
+        "frame_index": frames[:, frames.shape[1] // 2].astype(np.int64),
+    }
+    return stored | ({WINDOW_FRAMES: frames.astype(np.int64)} if frames.shape[1] > 1 else {})
 
 
 def copy_video(source: h5py.File, output: Output, row: Mapping[str, Any]) -> None:
@@ -264,17 +307,19 @@ def copy_video(source: h5py.File, output: Output, row: Mapping[str, Any]) -> Non
     """
     group = source[f"videos/{row['id']}"]
     writer = VideoWriter(output.file, row["id"], label=row["label"], source=row["source"])
-    features = group["features"]
-    rows_at_once = max(1, _COPY_BYTES // max(1, features[:1].nbytes))
-    if len(features) <= rows_at_once:
-        output.reserve(features.nbytes)
-        writer.write(features[:], group["timestamps"][:], group["frame_index"][:])
-    else:
-        for start in range(0, len(features), rows_at_once):
-            piece = slice(start, start + rows_at_once)
-            output.reserve(_COPY_BYTES)
-            writer.append(features[piece], group["timestamps"][piece], group["frame_index"][piece])
-    writer.finish()
+    features, frames = group["features"], group.get(WINDOW_FRAMES, group["frame_index"])
+    axis = time_axis(features)
+    rows = features.shape[axis]
+    rows_at_once = max(1, _COPY_BYTES // max(1, features.nbytes // max(1, rows)))
+    write = writer.write if rows <= rows_at_once else writer.append
+    for start in range(0, max(1, rows), rows_at_once):
+        piece = slice(start, start + rows_at_once)
+        copied = np.moveaxis(features[:, piece], 1, 0) if axis else features[piece]
+        numbers = frames[piece] if frames.ndim == 2 else frames[piece][:, None]
+        output.reserve(copied.nbytes + numbers.nbytes)
+        write(copied, group[_TIME][piece], numbers)
+    views = features.attrs.get("views")
+    writer.finish(views=None if views is None else json.loads(views), padded=int(group.attrs.get("padded", 0)))
 
 
 def link_video(index: h5py.File, part: h5py.File, part_name: str, row: Mapping[str, Any]) -> None:
@@ -380,37 +425,67 @@ def stored_ids(file: h5py.File) -> set[str]:
     return found
 
 
-def check_video(file: h5py.File, row: Mapping[str, Any]) -> list[str]:
-    """What is wrong with one stored video, held against its catalog row; empty when all is well."""
+def check_video(file: h5py.File, row: Mapping[str, Any], *, frames: int = 1, views: int | None = None) -> list[str]:
+    """What is wrong with one stored video; empty when all is well.
+
+    Args:
+        file: that holds it.
+        row: of the catalog.
+        frames: of how many each of its rows is made, F.
+        views: K, where there are any.
+    """
     video_id = row["id"]
     try:
         group = file[f"videos/{video_id}"]
-        features, timestamps, frame_index = (group[name] for name in ("features", "timestamps", "frame_index"))
+        features, timestamps, frame_index = (group[name] for name in ("features", _TIME, "frame_index"))
+        windows = group[WINDOW_FRAMES] if frames > 1 else None
     except KeyError as error:
         return [f"cannot be read: {error.args[0]}"]
     problems = []
     if not group.attrs.get("complete", False):
         problems.append("not marked complete")
-    if features.ndim not in (2, 4):
-        problems.append(f"features have shape {features.shape}; expected (T, D) or (T, C, H, W)")
-    if len(features) == 0 or len(features) != row["rows"]:
-        problems.append(f"features have {len(features)} rows, the catalog says {row['rows']}")
-    if not len(features) == len(timestamps) == len(frame_index):
-        problems.append(
-            f"{len(features)} feature rows, {len(timestamps)} timestamps and {len(frame_index)} frame indices"
-        )
+    if features.ndim != 3 if views is not None else features.ndim not in (2, 4):
+        expected = "(T, D) or (T, C, H, W)" if views is None else "(K, T, D)"
+        return [*problems, f"features have shape {features.shape}; expected {expected}"]
+    axis = time_axis(features)
+    rows = features.shape[axis]
+    if rows == 0 or rows != row["rows"]:
+        problems.append(f"features have {rows} rows, the catalog says {row['rows']}")
+    if not rows == len(timestamps) == len(frame_index):
+        problems.append(f"{rows} feature rows, {len(timestamps)} timestamps and {len(frame_index)} frame indices")
+    if views is not None and (len(features) != views or len(json.loads(features.attrs.get("views", "[]"))) != views):
+        problems.append(f"features have {len(features)} views or describe another number; expected {views}")
     try:
-        rows_at_once = max(1, _COPY_BYTES // max(1, features[:1].nbytes))
-        for start in range(0, len(features), rows_at_once):
-            bad = ~np.isfinite(features[start : start + rows_at_once]).reshape(-1, int(np.prod(features.shape[1:])))
-            if bad.any():
-                problems.append(f"features are not finite, first in row {start + int(bad.any(axis=1).argmax())}")
-                break
         seconds = timestamps[:]
         if not np.isnan(seconds).all() and not (np.diff(seconds) >= 0).all():
             problems.append("timestamps decrease or are missing")
         if not (np.diff(frame_index[:]) > 0).all():
             problems.append("frame indices do not increase")
+        if windows is not None and not _windows_fit(windows, frame_index[:], frames):
+            problems.append(f"{WINDOW_FRAMES} are not {frames} rising frames of each row around its frame index")
+        first_bad = _first_not_finite(features, axis)
+        if first_bad is not None:
+            problems.append(f"features are not finite, first in row {first_bad}")
     except OSError as error:
         problems.append(f"cannot be read: {error}")
     return problems
+
+
+def _windows_fit(windows: h5py.Dataset, frame_index: np.ndarray, frames: int) -> bool:
+    if windows.shape != (len(frame_index), frames):
+        return False
+    numbers = windows[:]
+    return bool((np.diff(numbers, axis=1) >= 0).all() and (numbers[:, frames // 2] == frame_index).all())
+
+
+def _first_not_finite(features: h5py.Dataset, axis: int) -> int | None:
+    """The first row with a value that is not finite, in any view; None where there is none."""
+    rows = features.shape[axis]
+    rows_at_once = max(1, _COPY_BYTES // max(1, features.nbytes // max(1, rows)))
+    for start in range(0, rows, rows_at_once):
+        piece = slice(start, start + rows_at_once)
+        bad = ~np.isfinite(features[:, piece] if axis else features[piece])
+        in_rows = bad.any(axis=tuple(other for other in range(bad.ndim) if other != axis))
+        if in_rows.any():
+            return start + int(in_rows.argmax())
+    return None

@@ -24,6 +24,7 @@ from pipeline.checkpoints import tensors_sha256
 from pipeline.encoder import choose_batch_size
 from pipeline.engine import Progress
 from pipeline.errors import UserError
+from pipeline.extraction import flow_of, reading_of
 from pipeline.fitting import fit
 from pipeline.halves import Halves, named_state
 from pipeline.heads import Head
@@ -33,7 +34,6 @@ from pipeline.material import Material
 from pipeline.objectives import Objective, target_rows
 from pipeline.optimisation import FitConfig, RateGroup
 from pipeline.prefix_bank import bank_prefix
-from pipeline.sampling import Sampling
 from pipeline.scoring import chosen_rows, lengths_of
 from pipeline.selection import Selection
 from pipeline.sequences import Sequences, available_bytes, load_sequences
@@ -147,9 +147,16 @@ def joint_on_frames(
         most_rows: of a batch.
         augmentation: how frames are changed at random in training, if at all.
     """
-    preprocessing = backbone.preprocessing
-    sequences = frame_sequences(bank, videos, preprocessing, augmentation=augmentation, most_rows=most_rows)
-    return Joint(halves, sequences, front_of(preprocessing, halves.prefix, precision, device))
+    sequences = frame_sequences(
+        bank,
+        videos,
+        backbone.preprocessing,
+        window=backbone.window,
+        flow=flow_of(bank.config),
+        augmentation=augmentation,
+        most_rows=most_rows,
+    )
+    return Joint(halves, sequences, front_of(backbone, halves.prefix, precision, device))
 
 
 def joint_on_banks(
@@ -200,19 +207,17 @@ def bank_boundary(
     on_note: Callable[[str], None],
 ) -> bool:
     """Bank what the frozen part gives of the frames that the head's bank holds of videos: see `bank_prefix`."""
-    recipe = bank.config["recipe"]
+    partial = bool((bank.catalog["partial"] != "").any())
+    reading = reading_of(bank.config, prefix.preprocessing, allow_partial=partial)
     return bank_prefix(
         out,
         prefix,
         videos,
-        Sampling(**recipe["sampling"]),
-        crop=recipe["crop"],
+        replace(reading, augmentation=augmentation, view=view),
+        crop=bank.config["recipe"]["crop"],
         precision=precision,
         device=device,
-        batch_size=choose_batch_size("auto", device),
-        augmentation=augmentation,
-        view=view,
-        allow_partial=bool((bank.catalog["partial"] != "").any()),
+        batch_size=choose_batch_size("auto", device, window=reading.window),
         data=str(data),
         on_progress=on_progress,
         on_note=on_note,

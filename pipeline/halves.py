@@ -4,7 +4,8 @@ The first half never changes, so what it gives can be computed once. The boundar
 graph before anything of what trains (its Dropout as well, where a module is named that begins with one) such that its
 value is the only one that the second half needs (within a residual block, also the block's input would be) and is one
 that a backbone can give: so the first half is a `Backbone` like any other, cut at an earlier layer. Where nothing with
-weights lies before such a node, the second half is the whole.
+weights lies before such a node, the second half is the whole. (MViT's blocks hand each other the sizes of their maps
+besides, so it is cut before the first of them, or after it.)
 """
 
 import operator
@@ -21,6 +22,7 @@ from pipeline.backbone import (
     Backbone,
     FeatureExtractor,
     as_maps,
+    changes_in_place,
     from_maps,
     layout_of,
     named_tensors,
@@ -29,7 +31,7 @@ from pipeline.backbone import (
 from pipeline.blocks import within
 from pipeline.checkpoints import tensors_sha256
 
-_TRIED = 2  # images that the shapes are taken from: of one, a constant would look like a batch
+_TRIED = 2  # rows that the shapes are taken from: of one, a constant would look like a batch
 
 
 class Suffix(FeatureExtractor):
@@ -54,9 +56,9 @@ class Halves(NamedTuple):
     Attributes:
         prefix: what is before the boundary: what `load_backbone` gives with the boundary as the layer. None: nothing.
         suffix: what is after it, from activations (n, *prefix.feature_shape) float32, or without a prefix from
-            normalised images (n, 3, S, S), to (n, *feature_shape) of the whole.
+            normalised rows (n, *input_shape), to (n, *feature_shape) of the whole.
         share: of the floating-point operations of the whole forward pass, those of the suffix.
-        flops: how many the whole forward pass of one image takes.
+        flops: how many the whole forward pass of one row takes.
         frozen: the prefix's tensors by torchvision's names, as they were: converting the prefix does not change them.
     """
 
@@ -71,7 +73,7 @@ def split(backbone: Backbone, names: Collection[str]) -> Halves:
     """Split a backbone (float32, as it was loaded) before the first of the modules and parameters that are named."""
     whole = backbone.module
     net = whole.net
-    trial = _tried(net, backbone.preprocessing.output_shape)
+    trial = _tried(net, backbone.input_shape)
     flops = sum(trial.flops.values()) / _TRIED
     boundary = _boundary(net, trial.shapes, names)
     layout = "channels first" if boundary is None else str(layout_of(trial.shapes[boundary]))
@@ -92,6 +94,8 @@ def split(backbone: Backbone, names: Collection[str]) -> Halves:
         feature_shape=tuple(as_maps(torch.empty(trial.shapes[boundary], device="meta"), layout).shape[1:]),
         containers=backbone.containers,
         module=FeatureExtractor(first, layout=layout, average=False).eval(),
+        window=backbone.window,
+        inflated=backbone.inflated,
     )
     nodes = list(net.graph.nodes)
     before = sum(trial.flops[node] for node in nodes[: nodes.index(boundary) + 1])
@@ -113,6 +117,10 @@ class _Trial(fx.Interpreter):
         self.flops: dict[fx.Node, int] = {}
         self._counter = FlopCounterMode(display=False)
 
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # As in the module's own code, where lists are written anew each time: Swin3D changes those that it is given.
+        return super().call_function(target, tuple(list(arg) if isinstance(arg, list) else arg for arg in args), kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
         with self._counter:
             value = super().run_node(n)
@@ -122,7 +130,7 @@ class _Trial(fx.Interpreter):
         return value
 
 
-def _tried(net: fx.GraphModule, image_shape: tuple[int, int, int]) -> _Trial:
+def _tried(net: fx.GraphModule, input_shape: tuple[int, ...]) -> _Trial:
     """A trial of a net that computes shapes alone, with tensors that hold no numbers."""
     trial = _Trial(net)
 
@@ -135,7 +143,7 @@ def _tried(net: fx.GraphModule, image_shape: tuple[int, int, int]) -> _Trial:
             trial.run(images)
 
     weights = {f"net.{name}": torch.empty_like(tensor, device="meta") for name, tensor in net.state_dict().items()}
-    functional_call(Tried(), weights, (torch.empty(_TRIED, *image_shape, device="meta"),))
+    functional_call(Tried(), weights, (torch.empty(_TRIED, *input_shape, device="meta"),))
     return trial
 
 
@@ -170,4 +178,4 @@ def _overwrites(net: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node may change what it reads: a second half that did could not be run twice on the same input."""
     if node.op == "call_module":
         return bool(getattr(net.get_submodule(str(node.target)), "inplace", False))
-    return bool(node.kwargs.get("inplace")) or node.target in (operator.iadd, operator.imul)
+    return changes_in_place(node) or bool(node.kwargs.get("inplace")) or node.target in (operator.iadd, operator.imul)

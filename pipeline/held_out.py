@@ -89,7 +89,10 @@ def hold_out_baselines(
 
 
 def _pooled(material: Material, ids: tuple[str, ...], *, training: bool) -> baselines.Pooled:
-    """The videos without order: all banked rows, features of all heads side by side, maps averaged over places."""
+    """The videos without order: all banked rows, features of all heads side by side, maps averaged over places.
+
+    Of several views it is the plain one.
+    """
     positions = material.positions(ids).tolist()
     values = material.targets.values
     groups = [material.groups[video] if material.groups else video for video in ids]

@@ -35,9 +35,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # What schema 1 keeps in the group of a video: its datasets and the names of its axes.
-RESERVED_SEGMENTS = frozenset(
-    ("features", "timestamps", "frame_index", "feature", "channel", "height", "width", "view")
-)
+_DATASETS = ("features", "timestamps", "frame_index", "window_frames")
+RESERVED_SEGMENTS = frozenset((*_DATASETS, "feature", "channel", "height", "width", "view", "window_frame"))
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NON_ASCII = re.compile("[^\x00-\x7f]")

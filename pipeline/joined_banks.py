@@ -2,6 +2,9 @@
 
 Before anything is joined, the banks must agree: on the rows of each video and on the times at which they are shown. The
 places of (C, H, W) maps are averaged or laid side by side while they are read, so that maps never pile up in memory.
+
+Where banks hold K views of every video, (K, T, D), a video's rows are numbered view after view: row t of view k is
+number k T + t. Without views there are T of them.
 """
 
 import os
@@ -37,6 +40,7 @@ class Columns:
     shape: tuple[int, ...]  # of a stored row: (D,) or (C, H, W)
     dtype: np.dtype[np.float16 | np.float32]
     spatial: str | None  # what becomes of maps
+    views: int = 1  # K; of several the bank has an axis
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -57,7 +61,10 @@ class Reader:
     Args:
         columns: one per bank.
         ids: of the videos.
-        lengths: (B,) rows of each.
+        lengths: (B,) rows T of each, in one view.
+
+    Attributes:
+        views: K of each video, 1 without views.
     """
 
     def __init__(self, columns: Sequence[Columns], ids: Sequence[str], lengths: np.ndarray) -> None:
@@ -65,6 +72,7 @@ class Reader:
         width = sum(column.feature_shape[0] for column in columns)
         self.feature_shape = (width, *columns[0].feature_shape[1:])
         self.dtype = np.result_type(*(column.dtype for column in columns))
+        self.views = columns[0].views
         self._banks: list[Bank] = []
 
     def again(self) -> Self:
@@ -76,7 +84,7 @@ class Reader:
             self._banks.pop().close()
 
     def read(self, video: int, rows: np.ndarray) -> torch.Tensor:
-        """Some rows of a video, (n,) rising -> (n, *feature_shape) in the stored dtype.
+        """Some rows of a video, all of one view, (n,) never falling -> (n, *feature_shape) in the stored dtype.
 
         Raises:
             UserError: they cannot be read, are not what the catalog says, or are not finite.
@@ -97,7 +105,7 @@ class Reader:
             if first < last:
                 inside = rows[first:last]
                 stored = self._stored(number, video, int(inside[0]), int(inside[-1]) + 1)
-                if len(stored) > len(inside):
+                if (np.diff(inside) != 1).any():  # some are left out, or wanted more than once
                     stored = stored[inside - inside[0]]
                 if not np.isfinite(stored).all():
                     raise UserError(
@@ -109,19 +117,23 @@ class Reader:
 
     def _stored(self, number: int, video: int, start: int, stop: int) -> np.ndarray:
         """Rows of one bank as they are stored. When a part was packed away meanwhile, the banks are opened again."""
-        column, video_id = self.columns[number], self.ids[video]
+        column, video_id, length = self.columns[number], self.ids[video], int(self.lengths[video])
+        view, start = divmod(start, length)
+        stop -= view * length
+        if stop > length:
+            raise ValueError("rows of two views are read in two steps")
         for last in (False, True):
             if not self._banks:
                 self._banks = [Bank(column.path) for column in self.columns]
             try:
                 features = self._banks[number].file_of(video_id)[f"videos/{video_id}/features"]
-                expected = (int(self.lengths[video]), *column.shape)
+                expected = (*(() if column.views == 1 else (column.views,)), length, *column.shape)
                 if features.shape != expected:
                     raise UserError(
                         f"{column.path}: the features of {video_id} have shape {features.shape}, and should "
                         f"have {expected}. `framebank describe {column.path} --verify` lists all such videos."
                     )
-                return np.asarray(features[start:stop])
+                return np.asarray(features[start:stop] if column.views == 1 else features[view, start:stop])
             except (OSError, KeyError) as error:
                 self.close()
                 if last:
@@ -180,9 +192,16 @@ def columns_of(banks: Sequence[Bank], spatial: str | None) -> list[Columns]:
     if spatial == "attention" and len({shape[1:] for shape in shapes}) > 1:
         what = " and ".join(f"{bank.path} {shape}" for bank, shape in zip(banks, shapes, strict=True))
         raise UserError(f"--spatial attention needs maps of one height and width, not {what}. Choose mean or flatten.")
+    views = [int(bank.config["recipe"].get("views", {"count": 1})["count"]) for bank in banks]
+    if len(set(views)) > 1:
+        what = " and ".join(f"{bank.path} {count}" for bank, count in zip(banks, views, strict=True))
+        raise UserError(
+            f"The banks hold different numbers of views of a video ({what}), so their rows do not go side by side. "
+            "Extract all with the same --views, or train a head each (--fuse mean)."
+        )
     return [
-        Columns(bank.path, shape, np.dtype(bank.config["recipe"]["store"]), spatial if len(shape) == 3 else None)
-        for bank, shape in zip(banks, shapes, strict=True)
+        Columns(bank.path, shape, np.dtype(bank.config["recipe"]["store"]), spatial if len(shape) == 3 else None, count)
+        for bank, shape, count in zip(banks, shapes, views, strict=True)
     ]
 
 

@@ -20,14 +20,13 @@ import torch
 
 from pipeline import bank as banks
 from pipeline import ranks, resuming
-from pipeline.augmentation import Augmentation
 from pipeline.backbone import Backbone
 from pipeline.bank import Bank
-from pipeline.engine import Progress, ReadOptions
+from pipeline.engine import Progress
 from pipeline.errors import UserError
 from pipeline.extraction import Encoding, embed, existing_bank, fold_in, latest, make_encoding, recipe_of, with_region
 from pipeline.features import records
-from pipeline.sampling import Sampling
+from pipeline.rows import ReadOptions
 from pipeline.sealing import disk_errors
 
 _STORE = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}  # of what is computed in this precision
@@ -68,15 +67,12 @@ def bank_prefix(
     out: Path,
     prefix: Backbone,
     table: pd.DataFrame,
-    sampling: Sampling,
+    options: ReadOptions,
     *,
     crop: str,
     precision: str,
     device: torch.device,
     batch_size: int,
-    augmentation: Augmentation | None = None,
-    view: int = 0,
-    allow_partial: bool = False,
     data: str = "",
     on_progress: Callable[[Progress], None],
     on_note: Callable[[str], None],
@@ -87,12 +83,10 @@ def bank_prefix(
         out: the bank; its folder is made if need be.
         prefix: float32 and on the CPU, where it stays: a copy computes.
         table: one row per video, as `pipeline.videos.find_videos` gives it.
-        sampling, crop, precision: as in a bank's recipe.
+        options: how the videos are read; in part where they break off, if the head's bank has such videos.
+        crop, precision: as in a bank's recipe.
         device: where the prefix runs.
-        batch_size: frames per forward; halved while the device has no room.
-        augmentation: how frames are changed at random, if at all.
-        view: the number that is drawn with.
-        allow_partial: whether a video that breaks off is banked up to there, as it may have been in the head's bank.
+        batch_size: rows per forward; halved while the device has no room.
         data: where the videos came from, for the bank's own record.
         on_progress: called a few times a second.
         on_note: called with lines worth telling the user.
@@ -103,19 +97,17 @@ def bank_prefix(
     Raises:
         UserError: the bank was made differently, the disk is full, or videos cannot be read; what was banked stays.
     """
-    described = None if augmentation is None else {"number": view, **augmentation.describe()}
-    recipe = recipe_of(prefix, sampling, crop=crop, precision=precision, store=_STORE[precision], view=described)
+    recipe = recipe_of(prefix, options, crop=crop, precision=precision, store=_STORE[precision])
     table = with_region(table, crop, None)
     bank = existing_bank(out)
     if bank is not None and bank.fingerprint != banks.fingerprint_of(recipe):
         if not bank.only_failures:
             raise UserError(_differing(out, bank.config["recipe"], recipe))
         bank = None  # nothing came of the other settings
-    plan = resuming.plan(table, bank, retry_failed=True, allow_partial=allow_partial)
+    plan = resuming.plan(table, bank, retry_failed=True, allow_partial=options.allow_partial)
     ranks.wait()  # until all have planned from the same bank
     interrupted = False
     if len(plan.todo):
-        options = ReadOptions(sampling, prefix.preprocessing, allow_partial, augmentation, view)
         copied = replace(prefix, module=copy.deepcopy(prefix.module))
         encoding = make_encoding(copied, recipe, options, device, batch_size, data)
         interrupted = _embed_share(out, plan.todo, encoding, latest(bank), on_progress, on_note)

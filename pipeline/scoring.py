@@ -1,9 +1,10 @@
-"""A trained head -> its predictions of videos: batch by batch, long videos in chunks, several crops averaged.
+"""A trained head -> its predictions of videos: batch by batch, long videos in chunks, several crops and views averaged.
 
 Of several ranks each scores its share of the videos, and all have all predictions.
 """
 
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def score(
     device: torch.device | str = "cpu",
     chunk_steps: int = CHUNK_STEPS,
 ) -> Scores:
-    """Predictions for videos, in float32, averaged over the selection's draws.
+    """Predictions for videos, in float32, averaged over the selection's draws in all views.
 
     Args:
         head: on any device; it stays on `device`, in the mode it was in.
@@ -55,9 +56,9 @@ def score(
     """
     head, sequences = head.to(device), sequences.to(device)
     gathered = Gathered(sequences, objective, head.outputs)
-    for draw in range(selection.test_crops):
-        shared = ranks.share(videos)
-        for batch, output in outputs(head, sequences, shared, selection, draw=draw, chunk_steps=chunk_steps):
+    shared = ranks.share(videos)
+    for view, draw in product(sequences.in_each_view(), range(selection.test_crops)):
+        for batch, output in outputs(head, view, shared, selection, draw=draw, chunk_steps=chunk_steps):
             gathered.add(batch, output)
     gathered.over_ranks()
     return gathered.of(videos)
@@ -73,19 +74,21 @@ def evaluate(
     *,
     chunk_steps: int = CHUNK_STEPS,
 ) -> tuple[float, Scores]:
-    """The mean loss of videos in one draw of the selection, and their predictions; all is on one device already."""
+    """The mean loss of videos in one draw of the selection, in all views, and their predictions; all is on one device
+    already."""
     gathered = Gathered(sequences, objective, head.outputs)
-    sums = [torch.zeros(2, device=sequences.device)]
-    for batch, output in outputs(head, sequences, ranks.share(videos), selection, draw=0, chunk_steps=chunk_steps):
-        sums.append(torch.stack(objective.loss_sum(output, targets.of(batch))))
-        gathered.add(batch, output)
+    sums, shared = [torch.zeros(2, device=sequences.device)], ranks.share(videos)
+    for view in sequences.in_each_view():
+        for batch, output in outputs(head, view, shared, selection, draw=0, chunk_steps=chunk_steps):
+            sums.append(torch.stack(objective.loss_sum(output, targets.of(batch))))
+            gathered.add(batch, output)
     gathered.over_ranks()
     loss, weight = ranks.sum_(torch.stack(sums).double().sum(dim=0)).tolist()
     return loss / weight if weight else float("nan"), gathered.of(videos)
 
 
 class Gathered:
-    """Scores of batches in any order, and of several draws, put where they belong and averaged."""
+    """Scores of batches in any order, and of several draws and views, put where they belong and averaged."""
 
     def __init__(self, sequences: Sequences, objective: Objective, outputs: int) -> None:
         self.sequences, self.objective = sequences, objective

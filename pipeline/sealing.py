@@ -7,8 +7,9 @@ video counts as banked when it is sealed. A video too long for memory streams in
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from pipeline.sources import source_text
 
 STREAM_BYTES = 32 << 20  # a video with more embeddings than this goes to disk as it comes
 PENDING_BYTES = 32 << 20  # finished videos that wait in memory to be sealed
+
+_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+_Views = Sequence[Mapping[str, Any]] | None
 
 
 @contextmanager
@@ -60,29 +64,57 @@ def stored(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return converted
 
 
-class VideoSink:
-    """Takes the rows of one video in order, then either `finish` or `discard`."""
+@dataclass
+class _Finished:
+    """A video that waits to be sealed.
 
-    def __init__(self, writer: "PartWriter", row: Mapping[str, Any]) -> None:
-        self._writer = writer
+    Attributes:
+        row: of the catalog.
+        arrays: what `hdf5.VideoWriter.write` takes.
+        views, padded: as of `VideoSink`.
+    """
+
+    row: dict[str, Any]
+    arrays: _Arrays
+    views: _Views
+    padded: int
+
+
+class VideoSink:
+    """Takes the rows of one video in order, then either `finish` or `discard`.
+
+    Args:
+        writer: seals the video.
+        row: the catalog values known beforehand.
+        views: what each of K views shows, as plain values; None for a video without views.
+    """
+
+    def __init__(self, writer: "PartWriter", row: Mapping[str, Any], views: _Views = None) -> None:
+        self._writer, self._views = writer, views
         self.row = {key: value for key, value in row.items() if key != "path"}
         self.rows = 0
-        self._pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._pieces: list[_Arrays] = []
         self._bytes = 0
         self._temporary: Path
         self._output: hdf5.Output
         self._stream: hdf5.VideoWriter | None = None
 
-    def append(self, features: np.ndarray, timestamps: np.ndarray, frame_index: np.ndarray) -> None:
-        """Add N rows: (N, D) or (N, C, H, W) float32, (N,) float64 seconds, (N,) int64 frame indices.
+    def append(self, features: np.ndarray, timestamps: np.ndarray, frames: np.ndarray) -> None:
+        """Add N rows.
+
+        Args:
+            features: (N, D), (N, C, H, W) or (N, K, D) float32.
+            timestamps: (N,) float64 seconds.
+            frames: (N, F) int64 numbers of the frames of each row; (N,) where it is one.
 
         Raises:
             VideoError: a value cannot be stored.
             UserError: the disk is full.
         """
         features = stored(features, self._writer.dtype)
-        self._pieces.append((features, timestamps, frame_index))
-        self._bytes += features.nbytes
+        frames = frames[:, None] if frames.ndim == 1 else frames
+        self._pieces.append((features, timestamps, frames))
+        self._bytes += features.nbytes + frames.nbytes
         self.rows += len(features)
         if self._bytes > STREAM_BYTES:
             try:
@@ -92,9 +124,9 @@ class VideoSink:
                 self.discard()
                 raise
 
-    def _gathered(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        features, timestamps, frame_index = (np.concatenate(pieces) for pieces in zip(*self._pieces, strict=True))
-        return features, timestamps, frame_index
+    def _gathered(self) -> _Arrays:
+        features, timestamps, frames = (np.concatenate(pieces) for pieces in zip(*self._pieces, strict=True))
+        return features, timestamps, frames
 
     def _flush(self) -> None:
         """Write what waits. One at a time, lest two together overrun the room that each has found."""
@@ -118,17 +150,22 @@ class VideoSink:
         hdf5.begin(self._output.file, self._writer.config, self._writer.fingerprint)
         return hdf5.VideoWriter(self._output.file, self.row["id"], label=self.row["label"], source=self.row["source"])
 
-    def finish(self, found: Mapping[str, Any]) -> None:
-        """The video is complete; `found` are the catalog values that only decoding told."""
+    def finish(self, found: Mapping[str, Any], *, padded: int = 0) -> None:
+        """The video is complete.
+
+        Args:
+            found: the catalog values that only decoding told.
+            padded: how often its last frame was repeated, in a video shorter than one clip.
+        """
         self.row.update(found, rows=self.rows, banked=self._writer.moment())
         if self._stream is None:
-            self._writer.accept(self.row, self._gathered())
+            self._writer.accept(_Finished(self.row, self._gathered(), self._views, padded))
             return
         try:
             with self._writer.lock, disk_errors(self._writer.path):
                 self._flush()
                 self._output.reserve(hdf5.ROW_BYTES)
-                self._stream.finish()
+                self._stream.finish(views=self._views, padded=padded)
                 self._writer.close_part(self._output, self._temporary, [self.row], [])
         except BaseException:
             self.discard()
@@ -167,7 +204,7 @@ class PartWriter:
         self.lock = threading.RLock()
         self._newer_than = newer_than
         self._on_sealed = on_sealed
-        self._finished: list[tuple[dict[str, Any], tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
+        self._finished: list[_Finished] = []
         self._failures: list[dict[str, Any]] = []
         self._bytes = 0
         self._begun = self._sealed_at = time.monotonic()
@@ -176,15 +213,15 @@ class PartWriter:
         """The time to enter for something written now."""
         return hdf5.utc_after(self._newer_than)
 
-    def open(self, row: Mapping[str, Any]) -> VideoSink:
-        """A sink for the rows of one video; `row` holds the catalog values known beforehand."""
-        return VideoSink(self, row)
+    def open(self, row: Mapping[str, Any], views: _Views = None) -> VideoSink:
+        """A sink for the rows of one video; arguments are those of `VideoSink`."""
+        return VideoSink(self, row, views)
 
-    def accept(self, row: dict[str, Any], arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    def accept(self, finished: _Finished) -> None:
         """Take a finished video that fits in memory (called by its sink)."""
         with self.lock:
-            self._finished.append((row, arrays))
-            self._bytes += arrays[0].nbytes
+            self._finished.append(finished)
+            self._bytes += sum(array.nbytes for array in finished.arrays)
             self.seal_if_due()
 
     def fail(self, row: Mapping[str, Any], reason: str) -> None:
@@ -215,11 +252,12 @@ class PartWriter:
             try:
                 with hdf5.Output(temporary, in_memory=True) as output:
                     hdf5.begin(output.file, self.config, self.fingerprint)
-                    for row, arrays in self._finished:
+                    for each in self._finished:
+                        row = each.row
                         video = hdf5.VideoWriter(output.file, row["id"], label=row["label"], source=row["source"])
-                        video.write(*arrays)
-                        video.finish()
-                    self.close_part(output, temporary, [row for row, _ in self._finished], self._failures)
+                        video.write(*each.arrays)
+                        video.finish(views=each.views, padded=each.padded)
+                    self.close_part(output, temporary, [each.row for each in self._finished], self._failures)
             finally:
                 temporary.unlink(missing_ok=True)
             self._finished, self._failures, self._bytes = [], [], 0

@@ -3,12 +3,17 @@
 What fits in memory is loaded once, as one flat tensor of all rows with the place where each video begins. A batch is
 then a single `index_select`: which row comes where in a PackedSequence is arithmetic on the lengths, and no row is
 copied twice. What doesn't fit is streamed: one thread of the process opens the banks for itself and reads ahead.
+
+Of banks that hold several views of each video, training sees one view of each video per epoch, drawn anew, and testing
+averages over all of them. In memory the views lie one after the other, each with all N rows of all videos, so choosing
+views copies nothing either: it only says where each video begins.
 """
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from copy import copy
 from math import prod
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -46,7 +51,7 @@ class Batch(NamedTuple):
 class _Layout(NamedTuple):
     """Where the rows of a batch go, all int64: n rows of b videos over at most T steps."""
 
-    rows: np.ndarray  # (n,) among all rows of all videos, in packed order
+    rows: np.ndarray  # (n,) among all rows of all videos in all views, in packed order
     local: np.ndarray  # (n,) among the chosen rows, one video after the other, in packed order
     batch_sizes: np.ndarray  # (T,)
     order: np.ndarray  # (b,) longest video first
@@ -88,6 +93,8 @@ class Sequences:
         streamed: whether the rows stay in their banks until they are asked for.
         notes: lines worth telling the user: what was left out.
         most_rows: of a batch at most, for memory's sake.
+        views: V, how many views of each video there are to choose from. What is read is the first, the plain one, until
+            others are chosen (`in_view`, `in_each_view`, `in_epoch`).
     """
 
     def __init__(
@@ -100,8 +107,10 @@ class Sequences:
         device: torch.device | None = None,
         most_rows: int | None = None,
         varied: Callable[[int], "Sequences"] | None = None,
+        views: int = 1,
     ) -> None:
-        """`most_rows`: None takes as many as half a gigabyte holds. `varied`: see `in_epoch`."""
+        """`rows`: a tensor of V N rows, view after view. `most_rows`: None takes as many as half a gigabyte holds.
+        `varied`: see `in_epoch`."""
         self.ids = tuple(ids)
         self.lengths = np.array([len(times) for times in seconds], np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -113,6 +122,8 @@ class Sequences:
         self._rows = rows
         self.most_rows = most_rows or max(1, _BATCH_BYTES // (4 * prod(self.feature_shape)))
         self._varied = varied
+        self.views = views
+        self._chosen = np.zeros(len(self.ids), np.int64)  # the view that is read of each video
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,32 +143,43 @@ class Sequences:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
             if free is None or rows.nbytes <= free // 2:
                 rows = rows.to(device)
-        varied = self._varied
-        return type(self)(
-            self.ids,
-            self._seconds,
-            rows,
-            notes=self.notes,
-            device=device,
-            most_rows=self.most_rows,
-            varied=None if varied is None else lambda epoch: varied(epoch).to(device),
-        )
+        moved, varied = copy(self), self._varied
+        moved.device, moved._rows = device, rows
+        moved._varied = None if varied is None else lambda epoch: varied(epoch).to(device)
+        return moved
 
     def varying(self, varied: Callable[[int], "Sequences"]) -> Self:
         """The same sequences, but what training sees in an epoch is `varied(epoch)`."""
-        return type(self)(
-            self.ids,
-            self._seconds,
-            self._rows,
-            notes=self.notes,
-            device=self.device,
-            most_rows=self.most_rows,
-            varied=varied,
-        )
+        varying = copy(self)
+        varying._varied = varied
+        return varying
 
     def in_epoch(self, epoch: int) -> "Sequences":
-        """What training sees in an epoch, from 1: the same videos with as many rows, themselves unless they vary."""
-        return self if self._varied is None else self._varied(epoch)
+        """What training sees in an epoch, from 1: the same videos with as many rows, themselves unless they vary.
+
+        Of several views it is one of each video, drawn by the number of the epoch and nothing else.
+        """
+        if self._varied is not None:
+            return self._varied(epoch)
+        if self.views == 1:
+            return self
+        return self._choosing(np.random.default_rng(epoch).integers(self.views, size=len(self)))
+
+    def in_view(self, view: int) -> Self:
+        """The same videos in one view, from 0, without a choice of others. ValueError: there is no such view."""
+        if not 0 <= view < self.views:
+            raise ValueError(f"there is no view {view} of {self.views}")
+        return self if self.views == 1 else self._choosing(np.full(len(self), view))
+
+    def in_each_view(self) -> Iterator[Self]:
+        """The same videos in one view after the other: what predictions are averaged over."""
+        return map(self.in_view, range(self.views))
+
+    def _choosing(self, chosen: np.ndarray) -> Self:
+        """The same with one view of each video, (B,) int64; it shares the rows, and there is nothing left to choose."""
+        other = copy(self)
+        other.views, other._chosen = 1, chosen
+        return other
 
     def read(self, video: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows `start` to `stop` of one video, (n, *feature_shape) float32.
@@ -167,11 +189,13 @@ class Sequences:
         """
         length = int(self.lengths[video])
         stop = length if stop is None else min(stop, length)
+        view = int(self._chosen[video])
         if isinstance(self._rows, torch.Tensor):
-            offset = int(self.offsets[video])
+            offset = int(view * self.offsets[-1] + self.offsets[video])
             rows = self._rows[offset + start : offset + stop]
         else:
-            rows = self._rows.submit(lambda reader: reader.read(video, np.arange(start, stop))).result()
+            wanted = np.arange(start, stop) + view * length
+            rows = self._rows.submit(lambda reader: reader.read(video, wanted)).result()
         return _ready(rows, self.device)
 
     def batch(self, videos: np.ndarray, steps: _Steps = None) -> Batch:
@@ -179,12 +203,12 @@ class Sequences:
 
         Args:
             videos: (b,) int64 positions.
-            steps: for each of them the (K,) int64 row numbers to take, K from 1, rising; None takes all.
+            steps: for each of them the (K,) int64 row numbers to take, K from 1, never falling; None takes all.
 
         Raises:
             UserError: streamed features cannot be read or are not finite.
         """
-        layout = _layout(self.offsets[videos], self.lengths[videos], steps)
+        layout = self._layout(videos, steps)
         if isinstance(self._rows, torch.Tensor):
             return self._pack(videos, layout, None)
         return self._pack(videos, layout, self._rows.submit(self._reading(videos, steps, layout)).result())
@@ -201,7 +225,7 @@ class Sequences:
         ahead: deque[tuple[np.ndarray, _Layout, Future[torch.Tensor]]] = deque()
         try:
             for videos, steps in plan:
-                layout = _layout(self.offsets[videos], self.lengths[videos], steps)
+                layout = self._layout(videos, steps)
                 ahead.append((videos, layout, self._rows.submit(self._reading(videos, steps, layout))))
                 if len(ahead) > _READ_AHEAD:
                     videos, layout, data = ahead.popleft()
@@ -213,9 +237,14 @@ class Sequences:
             for _, _, data in ahead:
                 data.cancel()
 
+    def _layout(self, videos: np.ndarray, steps: _Steps) -> _Layout:
+        return _layout(self.offsets[videos] + self._chosen[videos] * self.offsets[-1], self.lengths[videos], steps)
+
     def _reading(self, videos: np.ndarray, steps: _Steps, layout: _Layout) -> Callable[[Rows], torch.Tensor]:
         """What the reading thread is to do for one batch: its data in packed order."""
-        wanted = [np.arange(length) for length in self.lengths[videos]] if steps is None else steps
+        lengths = self.lengths[videos]
+        wanted = [np.arange(length) for length in lengths] if steps is None else steps
+        wanted = [rows + before for rows, before in zip(wanted, self._chosen[videos] * lengths, strict=True)]
 
         def read(reader: Rows) -> torch.Tensor:
             pieces = reader.read_all(list(zip(videos.tolist(), wanted, strict=True)))
@@ -225,14 +254,13 @@ class Sequences:
 
     def _pack(self, videos: np.ndarray, layout: _Layout, data: torch.Tensor | None) -> Batch:
         # One transfer for all indices: on a GPU each costs more than it carries.
-        indices = torch.from_numpy(np.concatenate([layout.rows, layout.order, layout.back]))
-        count = len(layout.rows)
+        numbers = layout.rows % self.offsets[-1]  # of whichever view
+        indices = torch.from_numpy(np.concatenate([numbers, layout.order, layout.back]))
         if data is None:
             assert isinstance(self._rows, torch.Tensor)
-            places = indices[:count].to(self._rows.device)
-            data = self._rows.index_select(0, places)
+            data = self._rows.index_select(0, torch.from_numpy(layout.rows).to(self._rows.device))
         indices = indices.to(self.device)
-        rows, order, back = indices.split([count, len(layout.order), len(layout.order)])
+        rows, order, back = indices.split([len(numbers), len(layout.order), len(layout.order)])
         packed = PackedSequence(_ready(data, self.device), torch.from_numpy(layout.batch_sizes), order, back)
         return Batch(videos, packed, rows)
 
@@ -276,17 +304,20 @@ def load_sequences(
     seconds = [common_seconds(banks, [counts[video_id] for counts in rows], video_id) for video_id in chosen]
     lengths = np.array([len(times) for times in seconds], np.int64)
     reader = Reader(columns, chosen, lengths)
-    size = int(lengths.sum()) * prod(reader.feature_shape) * reader.dtype.itemsize
+    rows_of_all, views = int(lengths.sum()), reader.views
+    size = views * rows_of_all * prod(reader.feature_shape) * reader.dtype.itemsize
     if size > (available_bytes() // 2 if memory_bytes is None else memory_bytes):
-        return Sequences(chosen, seconds, Stream(reader), notes=notes, most_rows=most_rows)
-    flat = torch.empty((int(lengths.sum()), *reader.feature_shape), dtype=getattr(torch, reader.dtype.name))
+        return Sequences(chosen, seconds, Stream(reader), notes=notes, most_rows=most_rows, views=views)
+    flat = torch.empty((views * rows_of_all, *reader.feature_shape), dtype=getattr(torch, reader.dtype.name))
     try:
-        for video, (start, length) in enumerate(zip(np.cumsum(lengths) - lengths, lengths, strict=True)):
-            for piece in np.split(np.arange(length), range(_LOAD_ROWS, length, _LOAD_ROWS)):
-                flat[start + piece[0] : start + piece[-1] + 1] = reader.read(video, piece)
+        for video, (first, length) in enumerate(zip(np.cumsum(lengths) - lengths, lengths, strict=True)):
+            for view in range(views):
+                start, before = view * rows_of_all + first, view * length
+                for piece in np.split(np.arange(length), range(_LOAD_ROWS, length, _LOAD_ROWS)):
+                    flat[start + piece[0] : start + piece[-1] + 1] = reader.read(video, before + piece)
     finally:
         reader.close()
-    return Sequences(chosen, seconds, flat, notes=notes, most_rows=most_rows)
+    return Sequences(chosen, seconds, flat, notes=notes, most_rows=most_rows, views=views)
 
 
 def available_bytes() -> int:

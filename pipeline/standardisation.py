@@ -1,9 +1,9 @@
 """The statistics of the training videos by which a head's inputs are centred, scaled and projected.
 
-They are computed from the rows of the training videos as they are banked, whichever rows the head is later shown, and
-from nothing else: statistics of all videos would let a test video shape what it is tested with. Each row is first made
-into what the head makes of it (`pipeline.inputs`). Sums run in float64 over blocks of rows; of a streamed bank the
-blocks make up a dask array, so no more than a few are ever in memory.
+They are computed from the rows of the training videos as they are banked (of several views: the plain one), whichever
+rows the head is later shown, and from nothing else: statistics of all videos would let a test video shape what it is
+tested with. Each row is first made into what the head makes of it (`pipeline.inputs`). Sums run in float64 over blocks
+of rows; of a streamed bank the blocks make up a dask array, so no more than a few are ever in memory.
 """
 
 from collections.abc import Callable

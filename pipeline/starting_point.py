@@ -1,9 +1,10 @@
 """What fine-tuning starts from: a finished run of train-head with its bank, its backbone, its splits and its very
 heads; or a bank of a backbone's first embeddings, and new heads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -118,6 +119,7 @@ def open_run(run: Path, bank: Bank, weights: Sequence[str], *, device: torch.dev
             "train a head on that bank, and fine-tune from there."
         )
     read = [made for member in bundle.members for made in member.banks]
+    _check_views(read[0]["config"])
     if len(read) > 1:
         names = ", ".join(Path(each["path"]).name for each in config["data"]["banks"])
         raise UserError(
@@ -149,8 +151,17 @@ def open_bank(
     Raises:
         UserError: other weights than the bank's.
     """
+    _check_views(bank.config)
     alike = load_backbone_of(bank, weights, device=device, precision=precision)
     return StartingPoint(learning, bank, alike.backbone, alike.recipe["precision"], notes=tuple(alike.notes))
+
+
+def _check_views(made: Mapping[str, Any]) -> None:
+    if "views" in made["recipe"]:
+        raise UserError(
+            f"The bank has {made['recipe']['views']['count']} views of each video, and a network trains on the videos "
+            "themselves; start from a bank without --views, and give finetune --augment crop,flip."
+        )
 
 
 def bank_of(run: Path, given: Path | None) -> Path:

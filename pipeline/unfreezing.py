@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.backbone import NODE_NAME, Backbone
 from pipeline.blocks import blocks_of, depths_of, within
 from pipeline.errors import UserError
-from pipeline.preprocessing import did_you_mean
+from pipeline.networks import did_you_mean
 
 HEAD, ALL = "head", "all"  # names of nothing and of everything in the backbone
 

@@ -18,13 +18,13 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.backbone import Backbone
-from pipeline.encoder import PRECISIONS
+from pipeline.encoder import PRECISIONS, channels_last, in_channels_last
 from pipeline.errors import UserError
 from pipeline.halves import Suffix
 from pipeline.heads import Carry, Head, HeadConfig
 from pipeline.layout import with_data
 from pipeline.pooling import Pool
-from pipeline.preprocessing import Preprocessing, normalise
+from pipeline.preprocessing import normalise
 from pipeline.unfreezing import Unfreezing, freeze
 
 Front = Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ class VideoModel(nn.Module):
     Attributes:
         suffix: the part of the backbone that is trained, in part or whole; float32.
         head: the head.
-        feature_shape: of a row: (3, S, S) uint8 frames, or boundary activations.
+        feature_shape: of a row: what the backbone sees, (3, S, S) uint8 of a frame, or boundary activations.
         micro_batch: rows that go through the network at once.
         recompute: whether activations are computed again in the backward pass instead of kept.
     """
@@ -61,7 +61,7 @@ class VideoModel(nn.Module):
         that waking more threads takes longer than it saves; None leaves all as it is.
         """
         super().__init__()
-        self.suffix: Suffix = suffix.to(memory_format=torch.channels_last)
+        self.suffix: Suffix = channels_last(suffix)
         self.head = head
         self.feature_shape, self.unfreezing = feature_shape, unfreezing
         self.micro_batch, self.recompute, self.threads = micro_batch, recompute, threads
@@ -111,8 +111,7 @@ class VideoModel(nn.Module):
     def _embed(self, rows: Tensor) -> Tensor:
         with torch.no_grad():
             inputs = rows if self._front is None else self._front(rows)
-        if inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = in_channels_last(inputs)
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._trained, inputs, use_reentrant=False)
         return self._trained(inputs)
@@ -188,17 +187,17 @@ class _Threads(torch.autograd.Function):
         return gradient, None
 
 
-def front_of(preprocessing: Preprocessing, prefix: Backbone | None, precision: str, device: torch.device) -> Front:
-    """What takes (n, 3, S, S) uint8 frames to the boundary, as the extraction engine does it: through the normalisation
-    and, in `precision`, the frozen part of the backbone, if there is one."""
+def front_of(backbone: Backbone, prefix: Backbone | None, precision: str, device: torch.device) -> Front:
+    """What takes a backbone's uint8 rows (n, *input_shape) to the boundary, as the extraction engine does it: through
+    the normalisation and, in `precision`, the frozen part of the backbone, if there is one."""
     dtype = PRECISIONS[precision]
-    module = None if prefix is None else prefix.module.to(device, dtype).to(memory_format=torch.channels_last)
+    module = None if prefix is None else channels_last(prefix.module.to(device, dtype))
 
-    def front(frames: Tensor) -> Tensor:
-        images = normalise(preprocessing, frames)
+    def front(rows: Tensor) -> Tensor:
+        inputs = normalise(backbone.preprocessing, rows, backbone.window)
         if module is None:
-            return images
-        activations: Tensor = module(images.to(dtype=dtype, memory_format=torch.channels_last))
+            return inputs
+        activations: Tensor = module(in_channels_last(inputs.to(dtype)))
         return activations.float()
 
     return front

@@ -8,6 +8,7 @@ train_head  make train-head  a bank, or several           a run folder (data/<na
 finetune    make finetune    videos, a run                a run folder (data/<name>-finetuned)
 evaluate                     a run, or a run and banks    scores on the terminal, or JSON
 predict                      a run and videos             labels on the terminal, CSV, JSON, segments
+classify                     videos                       the network's own labels on the terminal, CSV, JSON
 compare                      runs                         a table on the terminal, CSV or JSON
 bench_heads                  a bank                       figures on the terminal, or JSON
 bench_finetune               videos, a run                figures on the terminal, or JSON
@@ -17,6 +18,9 @@ cli             the command `framebank`: one call of a stage per command, exit s
 options         what the commands can be told: what they share, and extract
 head_options    what train-head can be told
 finetune_options  what finetune can be told
+predict_options  what predict can be told, with a run and without
+recipe_options  --recipe: what fills the options of the commands
+show_recipes    what `framebank recipes` says
 console         what the person at the terminal sees while a stage runs
 summary         what extract says before it begins and at its end
 training_run    what train-head and finetune have in common: training, scoring, the run folder

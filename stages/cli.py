@@ -20,19 +20,18 @@ from stages.head_options import HEAD, SPLITS, STEPS, TARGET_FILES, TARGETS, TRAI
 from stages.options import (
     BACKBONE,
     BANK,
-    BATCH_SIZE,
     DATA,
     DEVICE,
     FRAMES,
-    PRECISION,
     QUIET,
     RUN,
+    VIEWS,
     WHAT,
-    Headed,
-    Real,
+    WINDOW,
+    read_window,
 )
-
-_ROW = "Write a row per video: id, predicted, p_LABEL…; of labels per frame the most frequent one, and mean p."
+from stages.predict_options import PREDICT, by_itself, of_network, of_run, read_given_views, read_sampling
+from stages.recipe_options import RECIPE, SHIPPED, Filled
 
 
 class _Refusal(click.ClickException):
@@ -105,16 +104,19 @@ def main() -> None:
     """
 
 
-@main.command(cls=Headed, short_help="Bank the embeddings of all frames of all videos.")
+@main.command(cls=Filled, short_help="Bank the embeddings of all frames of all videos.")
 @click.argument("data", type=DATA)
 @click.option(
     "-o", "--out", type=BANK, required=True, help="The bank, an HDF5 file. What it holds already is not done again."
 )
+@RECIPE
 @WHAT
 @BACKBONE
+@WINDOW
 @FRAMES
+@VIEWS
 @RUN
-def extract(stride: int | None, fps: float | None, frames: int | None, **options: Any) -> None:
+def extract(**options: Any) -> None:
     """Bank the embeddings of all frames of all videos in DATA.
 
     DATA is a folder (class subfolders, flat, folders of images), a CSV manifest (path, and any of id, label, split,
@@ -123,19 +125,18 @@ def extract(stride: int | None, fps: float | None, frames: int | None, **options
     Run it again after an interruption, or after adding videos: it does what is missing. A video that cannot be read
     becomes a failure in the bank with its reason, the others go on, and the exit status is 3.
     """
-    from pipeline.sampling import Sampling
     from stages.extract import ExtractConfig, run
 
-    if sum(value is not None for value in (stride, fps, frames)) > 1:
-        raise click.UsageError("--stride, --fps and --frames exclude one another; give one of them")
-    asked = stride or fps or frames
-    sampling = Sampling(stride=stride or 1, fps=fps, frames=frames) if asked else None
-    raise SystemExit(run(ExtractConfig(sampling=sampling, **options)))
+    read_sampling(options)
+    read_window(options)
+    read_given_views(options)
+    raise SystemExit(run(ExtractConfig(**options)))
 
 
-@main.command("train-head", cls=Headed, short_help="Train an LSTM or GRU head on a bank, beside baselines.")
+@main.command("train-head", cls=Filled, short_help="Train an LSTM or GRU head on a bank, beside baselines.")
 @click.argument("banks", type=BANK, nargs=-1, required=True, metavar="BANK...")
 @click.option("-o", "--out", type=DATA, required=True, help="The run folder. A run that was stopped goes on.")
+@RECIPE
 @TARGETS
 @SPLITS
 @STEPS
@@ -153,11 +154,12 @@ def train_head(**options: Any) -> None:
     raise SystemExit(run(learning_of(TrainHeadConfig, options)))
 
 
-@main.command(cls=Headed, short_help="Train backbone and head end to end.")
+@main.command(cls=Filled, short_help="Train backbone and head end to end.")
 @click.argument("data", type=DATA)
 @click.option(
     "-o", "--out", type=DATA, required=True, metavar="RUN2", help="The run folder. A run that was stopped goes on."
 )
+@RECIPE
 @FINETUNE
 def finetune(**options: Any) -> None:
     """Unfreeze the backbone of a head and train both on the videos in DATA.
@@ -205,46 +207,25 @@ def evaluate(**options: Any) -> None:
     raise SystemExit(stage(EvaluateConfig(**options)))
 
 
-@main.command(short_help="Run backbone and head on new videos.")
-@click.argument("run", type=DATA)
-@click.argument("videos", type=DATA, nargs=-1, required=True, metavar="VIDEO...")
-@click.option(
-    "--weights",
-    multiple=True,
-    metavar="FILE",
-    help=(
-        "The checkpoint of the backbone, if it was a file, or the fine-tuned run that it was; checked. One for each "
-        "bank "
-        "that the head reads."
-    ),
-)
-@click.option("--csv", type=DATA, metavar="FILE", help=_ROW)
-@click.option("--json", type=DATA, metavar="FILE", help="The same as JSON, with what could not be read.")
-@click.option("--frames", type=DATA, metavar="FILE", help="Write a row per frame, with its time.")
-@click.option("--segments", type=DATA, metavar="FILE", help="Write id, start, end, label of predicted segments.")
-@click.option(
-    "--min-seconds",
-    type=Real(min=0),
-    metavar="X",
-    help="Shorter segments join their neighbours.  [default: as in training]",
-)
-@click.option("--all-files", is_flag=True, help="Try every file, whatever its suffix.")
-@click.option("--image-fps", type=Real(min=0, min_open=True), metavar="N", help="Rate of image folders.")
-@click.option("--allow-partial", is_flag=True, help="Predict from what decodes of broken videos.")
-@DEVICE
-@PRECISION
-@BATCH_SIZE
-@QUIET
-def predict(**options: Any) -> None:
-    """Predict VIDEO (files, folders, manifests) with the head of RUN.
+@main.command(cls=Filled, short_help="Run backbone and head, or a network by itself, on new videos.")
+@click.argument("paths", type=DATA, nargs=-1, required=True, metavar="[RUN] VIDEO...")
+@PREDICT
+def predict(paths: tuple[Path, ...], **options: Any) -> None:
+    """Predict VIDEO (files, folders, manifests) with the head of RUN, or, without RUN, with the classifier that the
+    network of --recipe or --backbone has itself.
 
-    The backbone runs over the videos as it did for the bank that the head was trained on: the same weights, layer,
-    preprocessing and frames, or the command refuses. A video that cannot be read is named, and the exit status is 3.
+    With RUN the backbone runs over the videos as it did for the bank that the head was trained on: the same weights,
+    layer, preprocessing and frames, or the command refuses. Without, the network's classes are those that its weights
+    were trained on, and what it makes of all windows of a video is averaged. A video that cannot be read is named, and
+    the exit status is 3.
     """
-    from stages.predict import PredictConfig
-    from stages.predict import run as stage
+    if by_itself(paths, options):
+        from stages import classify
 
-    raise SystemExit(stage(PredictConfig(**options)))
+        raise SystemExit(classify.run(of_network(classify.ClassifyConfig, paths, options)))
+    from stages import predict
+
+    raise SystemExit(predict.run(of_run(predict.PredictConfig, paths, options)))
 
 
 @main.command(short_help="Set runs side by side.")
@@ -327,6 +308,30 @@ def describe(bank: Path, video: str | None, as_csv: bool, failures: bool, verify
         stage.one_video(bank, video)
     else:
         stage.overview(bank)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def recipes(ctx: click.Context) -> None:
+    """List the recipes: published systems, each with a line and its source.
+
+    \b
+    framebank recipes show lrcn > mine.toml             a recipe as a file, to be changed
+    framebank extract my_videos --recipe lrcn -o b.h5   what is not typed is taken from it
+    """
+    from stages.show_recipes import overview
+
+    if ctx.invoked_subcommand is None:
+        click.echo("\n".join(overview(SHIPPED)))
+
+
+@recipes.command("show", short_help="Print a recipe as the file that it is.")
+@click.argument("recipe", metavar="NAME")
+def show_recipe(recipe: str) -> None:
+    """Print the recipe NAME: the TOML file itself, which `--recipe FILE` takes too."""
+    from stages.show_recipes import text
+
+    click.echo(text(recipe, SHIPPED), nl=False)
 
 
 @main.command(short_help="Fold the parts of a bank into one file.")

@@ -51,7 +51,11 @@ def input_words(preprocessing: Mapping[str, Any]) -> str:
     size, fit = preprocessing["crop"], preprocessing["fit"]
     how = f"{preprocessing['interpolation']}{', antialiased' if preprocessing['antialias'] else ''}"
     if fit == "crop":
-        return f"shorter side resized to {preprocessing['resize']} ({how}), middle {size}×{size} cropped"
+        resize = preprocessing["resize"]
+        resized = f"shorter side resized to {resize}"
+        if not isinstance(resize, int):
+            resized = f"resized to {resize[1]}×{resize[0]}"
+        return f"{resized} ({how}), middle {size}×{size} cropped"
     return f"{'padded' if fit == 'pad' else 'squashed'} to {size}×{size} ({how})"
 
 
@@ -63,6 +67,28 @@ def sampling_words(sampling: Mapping[str, Any]) -> str:
         return f"{sampling['frames']} per video, evenly spread"
     stride = sampling.get("stride", 1)
     return "every frame" if stride == 1 else f"one in {stride}"
+
+
+def row_unit(recipe: Mapping[str, Any]) -> str:
+    """What one row of a bank is called: a frame, where it is of one."""
+    return "row" if {"window", "views"} & recipe.keys() else "frame"
+
+
+def window_words(recipe: Mapping[str, Any]) -> str:
+    """What of a video makes one row: "one frame", "5 grey frames side by side", "clips of 16 frames, one every 8"."""
+    window = recipe.get("window", {"kind": "frame", "length": 1})
+    length = window["length"]
+    words = {
+        "frame": "one frame",
+        "stack": f"{counted(length, 'grey frame' if window.get('grey') else 'frame')} as channels",
+        "clip": f"clips of {counted(length, 'frame')}, one every {window.get('stride')}",
+        "flow": f"optical flow between {length + 1} frames",
+    }[window["kind"]]
+    if "flow" in recipe:
+        words += f" ({recipe['flow']['method'].upper()}, up to {recipe['flow']['bound']:g} pixels)"
+    if "views" in recipe:
+        words += f"; {recipe['views']['count']} views of each video ({recipe['views']['kind']})"
+    return words
 
 
 def number(value: float | None) -> str:
@@ -99,22 +125,23 @@ class Display:
         self.line(f"{name:<12}{text}")
 
     @contextmanager
-    def progress(self, videos: int, frames: int) -> Iterator[Callable[[engine.Progress], None]]:
+    def progress(self, videos: int, frames: int, unit: str = "frame") -> Iterator[Callable[[engine.Progress], None]]:
         """Show how far an extraction is: videos, frames, frames/s, time left, failures.
 
         Args:
             videos: how many there are to do.
             frames: how many frames they declare; 0 when unknown.
+            unit: what is embedded: a frame, or a row of several.
         """
         if self.quiet:
             yield lambda _: None
         elif sys.stderr is not None and sys.stderr.isatty():
-            with self._live(videos, frames) as show:
+            with self._live(videos, frames, unit) as show:
                 yield show
         else:
-            yield self._plain(videos, frames)
+            yield self._plain(videos, frames, unit)
 
-    def _plain(self, videos: int, frames: int) -> Callable[[engine.Progress], None]:
+    def _plain(self, videos: int, frames: int, unit: str) -> Callable[[engine.Progress], None]:
         started = shown = time.monotonic()
 
         def show(progress: engine.Progress) -> None:
@@ -122,32 +149,29 @@ class Display:
             now = time.monotonic()
             if now - shown >= _PLAIN_SECONDS:
                 shown = now
-                print(_progress_text(progress, videos, frames, now - started), file=sys.stderr, flush=True)
+                done = progress.videos_sealed + progress.failures
+                rates = _rates(progress, videos, frames, now - started, unit)
+                print(f"{done:,}/{videos:,} videos · {rates}", file=sys.stderr, flush=True)
 
         return show
 
     @contextmanager
-    def _live(self, videos: int, frames: int) -> Iterator[Callable[[engine.Progress], None]]:
+    def _live(self, videos: int, frames: int, unit: str) -> Iterator[Callable[[engine.Progress], None]]:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         started = time.monotonic()
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("", total=videos)
 
             def show(progress: engine.Progress) -> None:
-                text = _rates(progress, videos, frames, time.monotonic() - started)
+                text = _rates(progress, videos, frames, time.monotonic() - started, unit)
                 bar.update(task, completed=progress.videos_sealed + progress.failures, description=text)
 
             yield show
 
 
-def _rates(progress: engine.Progress, videos: int, frames: int, seconds: float) -> str:
+def _rates(progress: engine.Progress, videos: int, frames: int, seconds: float, unit: str) -> str:
     """ "1,200 frames · 98 frames/s · 2 min 05 s left · 1 failed"."""
     rate = progress.frames / seconds if seconds else 0.0
     share = progress.frames / frames if frames else (progress.videos_sealed + progress.failures) / max(1, videos)
     left = f"{plain_time(seconds / share - seconds)} left" if 0 < share < 1 else "…"
-    return f"{counted(progress.frames, 'frame')} · {rate:.0f} frames/s · {left} · {progress.failures} failed"
-
-
-def _progress_text(progress: engine.Progress, videos: int, frames: int, seconds: float) -> str:
-    done = progress.videos_sealed + progress.failures
-    return f"{done:,}/{videos:,} videos · {_rates(progress, videos, frames, seconds)}"
+    return f"{counted(progress.frames, unit)} · {rate:.0f} {unit}s/s · {left} · {progress.failures} failed"

@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.videos import label_order
-from stages.console import Display, counted, input_words, megabytes, plain_time, sampling_words
+from stages.console import Display, counted, input_words, megabytes, plain_time, sampling_words, window_words
 
 _SHOWN_CLASSES = 30
 
@@ -24,8 +24,12 @@ def overview(path: Path) -> None:
         parts = f", in {counted(len(bank.parts), 'part')}" if bank.parts else ""
         display.field("Bank", f"{path}: {megabytes(bank.nbytes)}{parts}")
         display.field("Videos", f"{len(catalog):,} · {counted(rows, 'row')} · {_lengths(catalog)}")
-        shape = ", ".join(map(str, recipe["feature_shape"]))
-        display.field("Features", f"(T, {shape}) {recipe['store']}, one row per frame taken")
+        special = {"window", "views"} & recipe.keys()
+        views = [recipe["views"]["count"]] if "views" in recipe else []
+        shape = ", ".join(map(str, [*views, "T", *recipe["feature_shape"]]))
+        display.field("Features", f"({shape}) {recipe['store']}{'' if special else ', one row per frame taken'}")
+        if special:
+            display.field("Rows", window_words(recipe))
         display.field("Backbone", f"{recipe['backbone']}, layer {recipe['layer']}")
         display.field("Weights", f"{bank.config['weights']} (sha256 {recipe['weights_sha256'][:12]}…)")
         display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {bank.config['preset']}")
@@ -95,6 +99,7 @@ def one_video(path: Path, video_id: str) -> None:
             raise UserError(f"{path} has no video {video_id!r}{_near(video_id, bank)}; --csv lists the ids.")
         row = bank.catalog.set_index("id").loc[video_id]
         features = bank[video_id].astype(np.float32)
+        plain = features[0] if "views" in bank.config["recipe"] else features  # the first of several views
         seconds = bank.timestamps(video_id)
         display.field("Video", video_id)
         for name, value in row.items():
@@ -107,10 +112,11 @@ def one_video(path: Path, video_id: str) -> None:
             else "none (--image-fps gives one)"
         )
         display.field("Time", clock)
-        norms = np.linalg.norm(features.reshape(len(features), -1), axis=1)
-        steps = np.linalg.norm(np.diff(features.reshape(len(features), -1), axis=0), axis=1)
+        flat = plain.reshape(len(plain), -1)
+        norms, steps = np.linalg.norm(flat, axis=1), np.linalg.norm(np.diff(flat, axis=0), axis=1)
         change = f"; change from row to row {steps.mean():.4g} on average" if len(steps) else ""
-        display.field("Norm", f"{norms.mean():.4g} on average{change}")
+        of = "" if plain is features else ", of the plain view"
+        display.field("Norm", f"{norms.mean():.4g} on average{change}{of}")
 
 
 def _near(video_id: str, bank: Bank) -> str:
@@ -136,7 +142,7 @@ def verify(path: Path) -> int:
     display = Display()
     with Bank(path) as bank:
         problems = bank.verify()
-        count = len(bank)
+        count, views = len(bank), bank.config["recipe"].get("views")
     for video_id, problem in problems:
         display.line(f"{video_id}: {problem}")
     if problems:
@@ -145,5 +151,6 @@ def verify(path: Path) -> int:
             "`framebank remove` the broken ones and extract again."
         )
         return 1
-    display.line(f"{counted(count, 'video')} read: all complete, finite and consistent with the catalog.")
+    each = f", {views['count']} views of each" if views else ""
+    display.line(f"{counted(count, 'video')} read{each}: all complete, finite and consistent with the catalog.")
     return 0

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from pipeline.flow import Flow
+from pipeline.rows import ReadOptions
+from pipeline.views import Views, draws
 
 from pipeline import bank as banks
 from pipeline import resuming
@@ -15,7 +18,7 @@ from pipeline.alike import own_label, own_settings
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.bundles import load_bundle
 from pipeline.encoder import choose_batch_size, choose_device, choose_precision
-from pipeline.engine import Progress, ReadOptions
+from pipeline.engine import Progress
 from pipeline.errors import UserError
 from pipeline.extraction import (
     Encoding,
@@ -31,8 +34,9 @@ from pipeline.features import records
 from pipeline.sampling import Sampling
 from pipeline.sealing import disk_errors
 from pipeline.videos import Found, absolute_path, find_videos, probe_videos
+from pipeline.windows import Window
 from stages import summary
-from stages.console import Display, megabytes, plain_time, sampling_words
+from stages.console import Display, megabytes, plain_time, row_unit, sampling_words, window_words
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
 _ESTIMATE_VIDEOS = 3
@@ -43,7 +47,8 @@ class ExtractConfig:
     """Everything that `framebank extract` can be told; the defaults are those of the command.
 
     `weights` may be the folder of a fine-tuned run. What of network and frames is None is then as in that run, else the
-    usual: ResNet-50, its default layer, the preset of the weights and its image size, `fit` crop, every whole frame.
+    usual: ResNet-50, its default layer, the preset of the weights and its image size, `fit` crop, every whole frame. A
+    `window` that is None is the network's own: a frame, or a clip. `flow` is given with a window of flow alone.
     """
 
     data: Path
@@ -56,6 +61,10 @@ class ExtractConfig:
     fit: str | None = None
     crop: str | None = None
     sampling: Sampling | None = None
+    window: Window | None = None
+    inflate: bool = False
+    flow: Flow | None = None
+    views: Views | None = None
     image_fps: float | None = None
     label_from: str | None = None
     group_from: str | None = None
@@ -84,6 +93,9 @@ class _Network(NamedTuple):
     fit: str = "crop"
     crop: str = ""
     sampling: Sampling = Sampling()
+    window: Window | None = None
+    inflate: bool = False
+    flow: Flow | None = None
     finetuned: bool = False  # the weights are those of a fine-tuned run
 
 
@@ -107,7 +119,8 @@ def run(config: ExtractConfig) -> int:
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device, banked["recipe"].get("precision"))
     backbone = _load(network, config.seed)
-    recipe = recipe_of(backbone, network.sampling, crop=network.crop, precision=precision, store=config.store)
+    options = _reading(config, network, backbone)
+    recipe = recipe_of(backbone, options, crop=network.crop, precision=precision, store=config.store)
     if bank is not None and bank.fingerprint != banks.fingerprint_of(recipe):
         if not bank.only_failures:
             raise UserError(_differing(config.out, backbone, bank, recipe))
@@ -122,8 +135,7 @@ def run(config: ExtractConfig) -> int:
 
     progress, interrupted = Progress(), False
     if len(plan.todo):
-        batch_size = choose_batch_size(config.batch_size, device, banked["compute"])
-        options = ReadOptions(network.sampling, backbone.preprocessing, config.allow_partial)
+        batch_size = choose_batch_size(config.batch_size, device, banked["compute"], options.window)
         data = str(absolute_path(config.data))
         encoding = make_encoding(backbone, recipe, options, device, batch_size, data)
         if config.dry_run:
@@ -155,8 +167,8 @@ def _network(config: ExtractConfig) -> _Network:
             raise UserError(
                 f"{folder} has the weights of {network.backbone}, not of {config.backbone}; leave --backbone out."
             )
-    options = ("backbone", "layer", "preset", "image_size", "fit", "crop", "sampling")
-    asked = {name: getattr(config, name) for name in options}
+    options = ("backbone", "layer", "preset", "image_size", "fit", "crop", "sampling", "window", "flow")
+    asked = {name: getattr(config, name) for name in options} | {"inflate": config.inflate or None}
     return network._replace(**{name: value for name, value in asked.items() if value is not None})
 
 
@@ -182,8 +194,32 @@ def _load(network: _Network, seed: int) -> Backbone:
         image_size=network.image_size,
         fit=network.fit,
         seed=seed,
+        window=network.window,
+        inflate=network.inflate,
     )
     return replace(backbone, weights=own_label(Path(network.weights))) if network.finetuned else backbone
+
+
+def _reading(config: ExtractConfig, network: _Network, backbone: Backbone) -> ReadOptions:
+    """How the videos are read.
+
+    Raises:
+        UserError: views of maps, which no head reads, or views that the preprocessing has no room for.
+    """
+    if config.views is not None:
+        if len(backbone.feature_shape) > 1:
+            raise UserError(
+                f"--views are of vectors, and layer {backbone.layer} gives maps; give --layer {backbone.layer}:mean."
+            )
+        draws(config.views, backbone.preprocessing, "")
+    return ReadOptions(
+        network.sampling,
+        backbone.preprocessing,
+        backbone.window,
+        config.allow_partial,
+        views=config.views,
+        flow=network.flow,
+    )
 
 
 def _find(config: ExtractConfig, crop: str, bank: banks.Bank | None) -> Found:
@@ -207,6 +243,9 @@ def _differing(out: Path, backbone: Backbone, bank: banks.Bank, recipe: dict[str
     for side in (old, new):
         side["frames taken"] = sampling_words(side.pop("sampling"))
         side["crop"] = side["crop"] or "none"
+        side["rows"] = window_words(side)
+        for name in ("window", "flow", "views", "inflated"):
+            side.pop(name, None)
     if bank.config["weights"] == backbone.weights and old["layer"] != new["layer"]:
         old["weights_sha256"] = new["weights_sha256"]  # of the tensors up to the layer: it says nothing new
     if old["weights_sha256"] != new["weights_sha256"]:  # the names say more than the sums
@@ -226,9 +265,9 @@ def _extract(
     newer_than: str = "",
 ) -> bool:
     """Run the engine over what is to do. Returns whether it was interrupted."""
-    whole = encoding.options.sampling == Sampling()
+    whole = encoding.options.sampling == Sampling() and encoding.options.window.kind != "clip"
     frames = int(probed["frames_declared"].sum()) if whole and (probed["frames_declared"] > 0).all() else 0
-    with display.progress(len(plan.todo), frames) as show:
+    with display.progress(len(plan.todo), frames, row_unit(encoding.recorded["recipe"])) as show:
         return embed(out, plan.todo, encoding, progress, newer_than=newer_than, on_progress=show, on_note=display.line)
 
 
@@ -258,5 +297,5 @@ def _estimate(display: Display, plan: resuming.Plan, probed: pd.DataFrame, encod
     display.field(
         "Estimate",
         f"{plain_time(seconds * share)} and {megabytes(size * share)}, from {len(sample)} videos "
-        f"({progress.frames / seconds:.0f} frames/s); nothing was banked",
+        f"({progress.frames / seconds:.0f} {row_unit(encoding.recorded['recipe'])}s/s); nothing was banked",
     )

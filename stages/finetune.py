@@ -269,7 +269,7 @@ def _plan(
         unfreezing=opened.unfreezing,
         groups=opened.groups,
         precision=opened.start.precision,
-        micro_batch=config.micro_batch or MICRO_BATCH[device.type],
+        micro_batch=config.micro_batch or max(1, MICRO_BATCH[device.type] // opened.start.backbone.window.depth),
         recompute=bool(config.recompute),
         identity=identity,
         device=device,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from stages.head_options import HEAD, SPLITS, STEPS, TARGETS, learning_of, refuse_idle, training
-from stages.options import BANK, DATA, DEVICE, NETWORK, PRECISION, WHAT, Real, grouped
+from stages.options import BANK, DATA, DEVICE, NETWORK, PRECISION, WHAT, Real, grouped, read_window
 
 START = grouped(
     click.option(
@@ -127,8 +127,11 @@ BENCH = grouped(
     PRECISION,
 )
 
-_EXTRACT = ("backbone", "layer", "preset", "image_size", "fit", "crop", "label_from", "group_from", "split_lists")
-_CHOSEN = ("stride", "fps", "frames", "tsn", "tail", "window", "test_crops")
+_EXTRACT = (
+    *("backbone", "layer", "preset", "image_size", "fit", "crop", "window", "inflate", "flow"),
+    *("label_from", "group_from", "split_lists"),
+)
+_CHOSEN = ("stride", "fps", "frames", "tsn", "tail", "lrcn", "random_window", "test_crops")
 
 
 def read(extraction: Any, finetuning: Any, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -139,7 +142,8 @@ def read(extraction: Any, finetuning: Any, options: dict[str, Any]) -> tuple[Any
     from pipeline.optimisation import FitConfig
 
     context = click.get_current_context()
-    typed = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
+    by_hand = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)  # a recipe's values too
+    typed = {name for name in options if context.get_parameter_source(name) in by_hand}
     names = {each.name for each in fields(finetuning)} - {"learning", "selection", "fit", "seeds"}
     if options["head"] is not None:
         free = {*names, *_CHOSEN, *(each.name for each in fields(FitConfig)), "seeds"}
@@ -151,6 +155,7 @@ def read(extraction: Any, finetuning: Any, options: dict[str, Any]) -> tuple[Any
             "give --head RUN to start from its head, or --weights (random, a name, a file) to start anew"
         )
     refuse_idle(options)
+    read_window(options)
     pace = FROM_HEAD if options["head"] is not None else FROM_SCRATCH if options["weights"] == "random" else NEW_HEAD
     options |= {name: value for name, value in pace._asdict().items() if options[name] is None}
     network = {name: options.pop(name) for name in _EXTRACT}

@@ -158,7 +158,6 @@ BACKBONE = grouped(
     ),
     heading="Network",
 )
-NETWORK = grouped(_NAME, _CUT, heading="Network, without --head")
 FRAMES = grouped(
     click.option(
         "--stride", type=click.IntRange(min=1), metavar="N", help="Take every N-th frame.  [default: every frame]"
@@ -174,6 +173,46 @@ FRAMES = grouped(
     ),
     click.option("--allow-partial", is_flag=True, help="Bank what decodes of broken videos, marked as partial."),
     heading="Frames",
+)
+WINDOW = grouped(
+    click.option(
+        "--clip-length",
+        type=click.IntRange(min=1),
+        metavar="L",
+        help="Clips of L frames for video networks.  [default: the network's]",
+    ),
+    click.option(
+        "--clip-stride",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Frames from one clip to the next; no frame is left out.  [default: half a clip]",
+    ),
+    click.option(
+        "--stack", type=click.IntRange(min=1), metavar="K", help="The K frames around each frame as channels of one."
+    ),
+    click.option("--grey", is_flag=True, help="Grey frames in the stack, one channel each."),
+    click.option(
+        "--flow",
+        type=click.IntRange(min=1),
+        metavar="L",
+        help="Optical flow instead: the motion between the L + 1 frames around each frame, as 2 L channels.",
+    ),
+    click.option(
+        "--flow-method",
+        type=click.Choice(["dis", "tvl1", "raft"]),
+        help="How it is measured: DIS or TV-L1 of OpenCV, or RAFT with --flow-weights.  [default: dis]",
+    ),
+    click.option("--flow-weights", metavar="NAME|FILE", help="Weights of RAFT: C_T_SKHT_V2, or a checkpoint file."),
+    click.option(
+        "--inflate", is_flag=True, help="Make a 3D network of clips out of an image network (I3D), with its weights."
+    ),
+    heading="Rows that are more than one frame",
+)
+NETWORK = grouped(_NAME, _CUT, WINDOW, heading="Network, without --head")
+VIEWS = click.option(
+    "--views",
+    metavar="5|10|random:K",
+    help="Several views of each video: centre and corners, these and mirrored, or K random ones.",
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -217,3 +256,30 @@ RUN = grouped(
     ),
     QUIET,
 )
+
+
+def read_window(options: dict[str, Any]) -> None:
+    """Replace the options of what makes a row by `window` (None: the network's own) and `flow` (None: none)."""
+    from pipeline.flow import Flow
+    from pipeline.networks import window_of
+
+    from pipeline.windows import Window
+
+    names = ("clip_length", "clip_stride", "stack", "grey", "flow", "flow_method", "flow_weights")
+    length, stride, stack, grey, pairs, method, weights = (options.pop(name) for name in names)
+    given = {"--clip-length": length or stride, "--stack": stack, "--flow": pairs}
+    if len(several := [name for name, value in given.items() if value]) > 1:
+        raise click.UsageError(f"{' and '.join(several)} exclude one another: clips, stacks or flow; give one")
+    if grey and not stack:
+        raise click.UsageError("--grey is for the frames of a stack; give --stack 1 --grey for single grey frames")
+    if (method or weights) and not pairs:
+        raise click.UsageError("--flow-method and --flow-weights say how --flow L is measured; give --flow 10, say")
+    options["window"] = options["flow"] = None
+    if length or stride:
+        length = length or window_of(options["backbone"] or "resnet50", None).length
+        options["window"] = Window("clip", length, stride or max(1, length // 2))
+    elif stack:
+        options["window"] = Window("stack", stack, grey=grey)
+    elif pairs:
+        options["window"] = Window("flow", pairs)
+        options["flow"] = Flow(method or ("raft" if weights else "dis"), weights=weights)

@@ -21,10 +21,10 @@ from pipeline.bundles import Bundle, load_bundle, seen_in_training
 from pipeline.encoder import choose_device
 from pipeline.errors import UserError
 from pipeline.features import records
+from pipeline.gathering import find_all
 from pipeline.predictions import Predictions, predict
 from pipeline.sources import source_text
 from pipeline.targets import SEPARATOR
-from pipeline.videos import find_videos
 from pipeline.writing import check_outputs, write_csv, write_json
 from stages.console import Display, counted, sampling_words
 
@@ -67,7 +67,7 @@ def run(config: PredictConfig) -> int:
     if config.min_seconds is not None:
         bundle = replace(bundle, min_seconds=config.min_seconds)
     _check_outputs(config, bundle)
-    found, notes = _find(config)
+    found, notes = find_all(config.videos, all_files=config.all_files)
     outputs = {"--csv": config.csv, "--json": config.json, "--frames": config.frames, "--segments": config.segments}
     check_outputs(outputs, [*config.videos, *map(Path, found["path"]), *map(Path, config.weights)])
     display.field("Found", counted(len(found), "video"))
@@ -117,24 +117,6 @@ def _check_outputs(config: PredictConfig, bundle: Bundle) -> None:
         )
     if config.min_seconds is not None and (not bundle.per_frame or bundle.kind == "value"):
         raise UserError(f"The head in {config.run} predicts no segments that --min-seconds could smooth; leave it out.")
-
-
-def _find(config: PredictConfig) -> tuple[pd.DataFrame, list[str]]:
-    """The videos of all arguments in one table, ids all different, and lines worth telling."""
-    tables: list[pd.DataFrame] = []
-    notes: list[str] = []
-    known: dict[str, str] = {}  # ids that are taken, and by which file
-    spans: dict[str, tuple[str, str, str]] = {}
-    for data in config.videos:
-        found = find_videos(data, all_files=config.all_files, known=known)
-        for row in records(found.table):
-            span = (row["path"], str(row["start"]), str(row["end"]))
-            if spans.setdefault(row["id"], span) != span:
-                raise UserError(f"{row['id']!r} is the id of two videos, one of them in {data}; predict them in turn.")
-        notes += found.notes
-        tables.append(found.table[~found.table["id"].isin(known)])  # a file that is named twice is predicted once
-        known |= dict(zip(found.table["id"], found.table["path"], strict=True))
-    return pd.concat(tables, ignore_index=True), notes
 
 
 def _bank(

@@ -10,10 +10,10 @@ from pipeline.backbone import Backbone
 from pipeline.bank import Bank
 from pipeline.engine import Progress
 from pipeline.features import CATALOG, records
-from pipeline.preprocessing import presets
+from pipeline.networks import presets
 from pipeline.resuming import Plan
 from pipeline.videos import COLUMNS, Found, label_order
-from stages.console import Display, counted, input_words, megabytes, plain_time, sampling_words
+from stages.console import Display, counted, input_words, megabytes, plain_time, row_unit, sampling_words, window_words
 
 _SHOWN_CLASSES = 8
 _SHOWN_FAILURES = 10
@@ -80,7 +80,8 @@ def show_recipe(
 ) -> None:
     """Backbone, weights, input, frames and precision; loudly where they carry no knowledge or were assumed."""
     shape = "×".join(map(str, backbone.feature_shape))
-    display.field("Backbone", f"{backbone.name}, layer {backbone.layer} ({shape}), {backbone.weights}")
+    inflated = " inflated to 3D" if backbone.inflated else ""
+    display.field("Backbone", f"{backbone.name}{inflated}, layer {backbone.layer} ({shape}), {backbone.weights}")
     if backbone.weights.startswith("random"):
         display.field("", "WARNING: random weights. The embeddings carry no knowledge of images.")
     preset = backbone.preprocessing.preset
@@ -89,6 +90,8 @@ def show_recipe(
     doubt = " (assumed: --preset says which goes with this file)" if assumed else ""
     display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {preset}{doubt}")
     display.field("Frames", sampling_words(recipe["sampling"]))
+    if {"window", "views"} & recipe.keys():
+        display.field("Rows", window_words(recipe))
     display.field("Computing", f"{recipe['precision']} on {device}, stored as {recipe['store']}")
 
 
@@ -97,14 +100,16 @@ def show_result(display: Display, out: Path, plan: Plan, progress: Progress, fol
     with Bank(out) as bank:
         failures = bank.failures
         size, rows, videos = bank.nbytes, int(bank.catalog["rows"].sum()), len(bank)
+        unit = row_unit(bank.config["recipe"])
     left = len(plan.todo) - progress.videos_sealed - progress.failures
     if len(plan.todo):
         dropped = f" · {counted(left, 'video')} to go" if left else ""
         partial = f" · {progress.partial} only in part" if progress.partial else ""
+        partial += f" · {progress.padded} shorter than a clip, padded" if progress.padded else ""
         display.field(
             "Banked",
-            f"{counted(progress.videos_sealed, 'video')} · {counted(progress.rows_sealed, 'frame')} in "
-            f"{plain_time(seconds)} ({progress.frames / seconds:.0f} frames/s){partial}{dropped}",
+            f"{counted(progress.videos_sealed, 'video')} · {counted(progress.rows_sealed, unit)} in "
+            f"{plain_time(seconds)} ({progress.frames / seconds:.0f} {unit}s/s){partial}{dropped}",
         )
     if len(plan.done):
         display.field("Skipped", f"{counted(len(plan.done), 'video')} done before")

@@ -34,6 +34,7 @@ from pipeline.results import (
     prediction_table,
     rows_of,
 )
+from pipeline.selection import caution
 from pipeline.sequences import Sequences
 from pipeline.splits import Fold
 from pipeline.targets import as_asked
@@ -107,7 +108,8 @@ def load(display: Display, banks: Sequence[Bank], learning: Learning) -> Loaded:
         raise UserError(f"The bank's column {column} is empty; give another --group-column, or none.")
     folds, how, more = choose_folds(learning, banks[0], material)
     table = splits.preflight(material.strata, material.groups, folds) if material.strata else []
-    words.show_task(display, banks, material, targets, how, table, [*notes, *more])
+    said = caution(learning.selection, material.sequences[0].lengths)
+    words.show_task(display, banks, material, targets, how, table, [*notes, *more, *([said] if said else [])])
     return Loaded(material, folds, how)
 
 

@@ -75,6 +75,7 @@ def head_words(head: HeadConfig, pca: int | None = None) -> str:
     else:
         layers = f" × {head.layers} layers" if head.layers > 1 else ""
         parts += [f"{'bidirectional ' if head.bidirectional else ''}{head.cell.upper()} {head.hidden}{layers}"]
+    parts += [f"MLP {', '.join(map(str, head.step_mlp))} at every step"] if head.step_mlp else []
     parts += ["every step"] if head.steps else [f"{head.pool} pool" if head.pool != "last" else "last state"]
     parts += ["batch norm"] if head.norm == "batch" else []
     parts += [f"MLP {', '.join(map(str, head.mlp))}"] if head.mlp else []

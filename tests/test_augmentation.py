@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pipeline.augmentation import PARTS, Augmentation, Draw, apply, draw
 from pipeline.errors import UserError
-from pipeline.preprocessing import choose_preset, prepare
+from pipeline.networks import choose_preset
+from pipeline.preprocessing import prepare
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 NOTHING = Draw(None, False, None)

@@ -12,8 +12,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import SqueezeNet1_1_Weights, get_model, get_model_weights, list_models
 
-from pipeline.backbone import OPTIONS, load_backbone
+from pipeline.backbone import load_backbone
 from pipeline.errors import UserError
+from pipeline.networks import OPTIONS
 from pipeline.preprocessing import normalise
 
 SQUEEZENET = "weights/squeezenet1_1-imagenet.pth"

@@ -6,8 +6,9 @@ import pytest
 import torchvision
 from torchvision.models import get_model, list_models
 
-from pipeline.backbone import OPTIONS, Backbone, load_backbone
+from pipeline.backbone import Backbone, load_backbone
 from pipeline.blocks import blocks_of, depths_of, within
+from pipeline.networks import OPTIONS
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -52,7 +52,12 @@ VIDEOS = np.arange(4)
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"cell": "gru", "layers": 2, "bidirectional": True, "mlp": (5, 4)}, {"cell": "none"}],
+    [
+        {},
+        {"cell": "gru", "layers": 2, "bidirectional": True, "mlp": (5, 4)},
+        {"cell": "none"},
+        {"step_mlp": (5, 4), "projection": 3},
+    ],
 )
 def test_what_is_saved_is_what_is_read(settings: dict[str, object], sequences: Sequences, tmp_path: Path) -> None:
     made = bundle(head(**settings), temperature=1.7, trained_on={"v9": "digest"}, min_seconds=0.5)
@@ -64,6 +69,20 @@ def test_what_is_saved_is_what_is_read(settings: dict[str, object], sequences: S
     assert read.members[0].banks == MADE
     assert read.members[0].head.config == made.members[0].head.config
     assert read.min_seconds == 0.5
+
+
+def test_heads_of_earlier_versions_are_read(sequences: Sequences, tmp_path: Path) -> None:
+    """Their files do not name what came later."""
+    made = bundle(head(projection=5))
+    save_bundle(tmp_path, made)
+    described = json.loads((tmp_path / "model.json").read_text())
+    for name in ("variational_dropout", "projection_dropout", "step_mlp"):
+        del described["members"][0]["head"][name]
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    read = load_bundle(tmp_path)
+    assert read.members[0].head.config == made.members[0].head.config
+    one, other = (score_bundle(each, [sequences], VIDEOS) for each in (made, read))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_damaged_bundles(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from pipeline import features as hdf5
 from pipeline.ids import RESERVED_SEGMENTS
-from pipeline.preprocessing import choose_preset
+from pipeline.networks import choose_preset
 from pipeline.samples import make_samples
 from stages.cli import main
 
@@ -149,7 +149,7 @@ def test_the_schema_lists_the_attributes_and_datasets_as_they_are(place: Path) -
             assert f"`{name}`" in SCHEMA
         for name in json.loads(file.attrs["versions"]):
             assert name in table_after(SCHEMA, "Attributes of the file")["versions"][1]
-        assert set(table_after(SCHEMA, "A video")) == {"features", "timestamps", "frame_index"}
+        assert set(table_after(SCHEMA, "A video")) == {"features", "timestamps", "frame_index", hdf5.WINDOW_FRAMES}
         for video_id in file["catalog/id"].asstr()[:]:
             video = file["videos"][video_id]
             assert set(video) == {"features", "timestamps", "frame_index", "feature"}

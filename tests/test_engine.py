@@ -20,8 +20,9 @@ from pipeline.encoder import (
     make_encoder,
     native_bf16,
 )
-from pipeline.engine import Progress, ReadOptions, extract_videos
+from pipeline.engine import Progress, extract_videos
 from pipeline.errors import UserError
+from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.sealing import PartWriter
 from tests.banks import config, row
@@ -55,7 +56,7 @@ def extract(
         encode, batch_size = make_encoder(backbone, CPU, precision, batch_size)
     extract_videos(
         jobs,
-        ReadOptions(sampling or Sampling(), backbone.preprocessing, allow_partial),
+        ReadOptions(sampling or Sampling(), backbone.preprocessing, allow_partial=allow_partial),
         encode,
         batch_size,
         PartWriter(out, made, lambda *_: None),
@@ -247,8 +248,8 @@ def test_memory_does_not_grow_with_the_length_of_a_video(small: Any, tmp_path: P
         return np.zeros((len(frames), 512), np.float32)
 
     class Watched(PartWriter):
-        def open(self, row: Any) -> Any:
-            sink = super().open(row)
+        def open(self, row: Any, views: Any = None) -> Any:
+            sink = super().open(row, views)
             append = sink.append
 
             def watched(*pieces: np.ndarray) -> None:

@@ -25,9 +25,9 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     normalise = encoder.normalise
 
-    def counted(preprocessing: Any, frames: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(frames))
-        return normalise(preprocessing, frames)
+    def counted(preprocessing: Any, rows: torch.Tensor, window: Any) -> torch.Tensor:
+        sizes.append(len(rows))
+        return normalise(preprocessing, rows, window)
 
     monkeypatch.setattr(encoder, "normalise", counted)
     return sizes
@@ -58,7 +58,7 @@ def test_a_second_run_does_nothing(data: Path, out: Path, forwards: list[int], m
     extract(data, out)
     before, state = out.read_bytes(), out.stat().st_mtime_ns
     forwards.clear()
-    monkeypatch.setattr("pipeline.engine.read_frames", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("pipeline.rows.read_frames", lambda *_: pytest.fail("decoded again"))
     result = extract(data, out)
     assert result.exit_code == 0
     assert said(result, "To do") == "nothing · 6 videos done before"

@@ -55,7 +55,7 @@ def checked(
     model = VideoModel(
         copy.deepcopy(halves.suffix),
         Head(head.config, head.feature_shape, 3) if other_head else copy.deepcopy(head),
-        front=front_of(backbone.preprocessing, copy.deepcopy(halves.prefix), "fp32", CPU),
+        front=front_of(backbone, copy.deepcopy(halves.prefix), "fp32", CPU),
         feature_shape=(3, 40, 40),
         unfreezing=Unfreezing(((0, ("features.12",)),)),
     )

@@ -17,10 +17,11 @@ import stages
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for folder in ("pipeline", "stages", "tests") for path in (ROOT / folder).rglob("*.py"))
 PACKAGE_FILES = [path for path in FILES if path.parts[len(ROOT.parts)] != "tests"]
+OPTIONS = ("options", "head_options", "finetune_options", "predict_options", "recipe_options")
 ONLY_IN = {  # an outside world -> the files that may know it
     "h5py": {"pipeline/features.py"},
     "av": {"pipeline/frames.py", "pipeline/samples.py"},
-    "click": {"stages/cli.py", "stages/options.py", "stages/head_options.py", "stages/finetune_options.py"},
+    "click": {f"stages/{name}.py" for name in ("cli", *OPTIONS)},
     "sklearn": {
         "pipeline/baselines.py",
         "pipeline/calibration.py",
@@ -30,9 +31,13 @@ ONLY_IN = {  # an outside world -> the files that may know it
         "pipeline/training.py",
     },
     "matplotlib": {"pipeline/figures.py"},
+    "cv2": {"pipeline/flow.py"},
 }
 PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/demo.py"}
-SHARED = ("console", "options", "head_options", "summary", "training_run", "training_words", "finetune_words")
+SHARED = (
+    *("console", "options", "recipe_options", "predict_options", "head_options"),
+    *("summary", "training_run", "training_words", "finetune_words"),
+)
 SHARED_BY_STAGES = {f"stages.{name}" for name in SHARED}
 
 
@@ -120,7 +125,8 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 def test_the_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["flow"]]
+    declared = {canonicalize_name(Requirement(text).name) for text in wanted}
     used = set().union(*map(packages, PACKAGE_FILES)) - set(sys.stdlib_module_names) - {"pipeline", "stages"}
-    called = {"PIL": "pillow", "sklearn": "scikit-learn"}
+    called = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-contrib-python-headless"}
     assert {called.get(package) or canonicalize_name(package) for package in used} == declared

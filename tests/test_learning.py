@@ -64,6 +64,15 @@ def test_what_is_read_back_is_every_setting() -> None:
         assert [name for name, value in settings.items() if value == defaults[name]] == []
 
 
+def test_runs_of_earlier_versions_are_read() -> None:
+    """Their files do not name what heads learnt to do later."""
+    learning = Learning(head=HeadConfig(cell="gru", projection=7))
+    written = json.loads(json.dumps(learning.resolved()))
+    for name in ("variational_dropout", "projection_dropout", "step_mlp"):
+        del written["head"][name]
+    assert learning_of(written) == replace(learning, label_smoothing=learning.smoothing)
+
+
 @pytest.mark.parametrize(
     "change",
     [

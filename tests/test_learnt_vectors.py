@@ -36,7 +36,7 @@ class Embedded(nn.Module):
 def portion(number: int) -> Portion:
     start = number * CHUNK
     whole = [np.arange(length) for length in LENGTHS]
-    return Portion(np.arange(2), [rows[start : start + CHUNK] for rows in whole], number, whole)
+    return Portion(np.arange(2), [rows[start : start + CHUNK] for rows in whole], number, whole, np.full(2, start))
 
 
 def states(model: Embedded, vectors: dict[int, Tensor], number: int) -> Tensor:

@@ -55,7 +55,7 @@ def test_help_lists_every_target() -> None:
     assert result.returncode == 0
     assert re.findall(r"^make ([a-z-]+) +\S.+$", result.stdout, re.MULTILINE) == TARGETS
     assert result.stdout == make(ROOT, "help").stdout
-    for variable in ("DATA", "BACKBONE", "WEIGHTS", "OUT", "RUN", "FINETUNED", "ARGS", "PYTHON", "JOBS"):
+    for variable in ("DATA", "RECIPE", "BACKBONE", "WEIGHTS", "OUT", "RUN", "FINETUNED", "ARGS", "PYTHON", "JOBS"):
         assert f"\n  {variable}=" in result.stdout
 
 
@@ -90,6 +90,22 @@ def test_extract_takes_every_variable(project: Path) -> None:
     expected = ["framebank", "extract", "a b", "--out", "out/x y.h5", "--backbone", "vgg16"]
     expected += ["--weights", "my weights.pth", "--fps", "5", "--crop", "1,2,3,4"]
     assert calls(project, "extract", *variables) == [expected]
+
+
+def test_a_recipe_goes_through_all_stages_and_leaves_the_network_to_itself(project: Path) -> None:
+    recipe = ["--recipe", "r2plus1d"]
+    extract = ["framebank", "extract", "my videos", "--out", "data/my videos-r2plus1d.h5", *recipe]
+    assert calls(project, "extract", "DATA=my videos", "RECIPE=r2plus1d") == [extract]
+    weights = ["--weights", "mine.pth"]
+    assert calls(project, "extract", "DATA=my videos", "RECIPE=r2plus1d", "WEIGHTS=mine.pth") == [[*extract, *weights]]
+    head = ["framebank", "train-head", "data/my videos-r2plus1d.h5", "--out", "data/my videos-r2plus1d-head", *recipe]
+    assert calls(project, "train-head", "DATA=my videos", "RECIPE=r2plus1d") == [head]
+    finetune = ["framebank", "finetune", "my videos", "--head", "data/my videos-r2plus1d-head"]
+    finetune += ["--out", "data/my videos-r2plus1d-finetuned", *recipe]
+    assert calls(project, "finetune", "DATA=my videos", "RECIPE=r2plus1d") == [finetune]
+    own = calls(project, "extract", "RECIPE=its own/mine.toml")[1]
+    expected = ["framebank", "extract", "data/samples", "--out", "data/samples-mine.h5"]
+    assert own == [*expected, "--recipe", "its own/mine.toml", "--weights", "random"]
 
 
 def test_variables_come_from_the_command_line_only(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

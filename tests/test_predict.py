@@ -393,7 +393,7 @@ def test_an_interrupted_prediction_writes_nothing(
         time.sleep(1)  # until the main thread has noticed
         yield from read_frames(*arguments, **options)
 
-    monkeypatch.setattr("pipeline.engine.read_frames", interrupted)
+    monkeypatch.setattr("pipeline.rows.read_frames", interrupted)
     only = (data / "clip0.mp4",)  # a second signal would stop it at once
     asked = PredictConfig(saved(tmp_path / "run", bundle_of(bank)), only, csv=tmp_path / "p.csv", device="cpu")
     assert run(asked) == 130

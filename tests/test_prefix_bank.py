@@ -26,6 +26,7 @@ from pipeline.features import ROW_BYTES
 from pipeline.halves import split
 from pipeline.prefix_bank import bank_prefix, check_room, prefix_bytes
 from pipeline.preprocessing import normalise, prepare
+from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.videos import find_videos
 from tests.clips import make_clip, plain
@@ -54,8 +55,9 @@ def prefix() -> Backbone:
 def bank(out: Path, prefix: Backbone, data: Path, **changes: Any) -> tuple[bool, list[str]]:
     """Bank the videos of a folder. Returns whether it was interrupted, and what was said."""
     notes: list[str] = []
+    names = ("sampling", "augmentation", "view", "allow_partial")
+    reading = {"sampling": Sampling(), **{name: changes.pop(name) for name in names if name in changes}}
     options = {
-        "sampling": Sampling(),
         "crop": "",
         "precision": "fp32",
         "device": CPU,
@@ -64,7 +66,8 @@ def bank(out: Path, prefix: Backbone, data: Path, **changes: Any) -> tuple[bool,
         "on_note": notes.append,
         **changes,
     }
-    return bank_prefix(out, prefix, find_videos(data).table, **options), notes
+    read = ReadOptions(preprocessing=prefix.preprocessing, **reading)
+    return bank_prefix(out, prefix, find_videos(data).table, read, **options), notes
 
 
 def close(rows: np.ndarray, expected: np.ndarray) -> None:
@@ -118,7 +121,7 @@ def test_only_what_is_lacking_is_banked(
         after = banked.catalog.set_index("id")["banked"]
         assert list(banked) == sorted([*IDS, "class0/new"])
         assert after[IDS].equals(before[IDS])
-    monkeypatch.setattr("pipeline.engine.read_frames", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr("pipeline.rows.read_frames", lambda *_, **__: pytest.fail("decoded again"))
     content = out.read_bytes()
     assert bank(out, prefix, data) == (False, [])
     assert out.read_bytes() == content
@@ -176,9 +179,12 @@ def test_frames_of_a_view_are_changed_as_they_are_drawn(data: Path, out: Path, p
 
 def test_without_a_view_a_recipe_is_what_it_was(prefix: Backbone) -> None:
     made: dict[str, Any] = {"crop": "", "precision": "fp32", "store": "float16"}
-    recipe = recipe_of(prefix, Sampling(), **made)
-    assert "view" not in recipe
-    assert recipe_of(prefix, Sampling(), **made, view={"number": 1}) == {**recipe, "view": {"number": 1}}
+    plain = ReadOptions(Sampling(), prefix.preprocessing)
+    recipe = recipe_of(prefix, plain, **made)
+    assert not {"view", "views", "window", "inflated", "flow"} & recipe.keys()
+    flipped = Augmentation(("flip",))
+    of_view = recipe_of(prefix, replace(plain, augmentation=flipped, view=1), **made)
+    assert of_view == {**recipe, "view": {"number": 1, **flipped.describe()}}
 
 
 def test_the_prefix_stays_as_it_was_whatever_computes(data: Path, out: Path) -> None:

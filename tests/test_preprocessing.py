@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +10,22 @@ import torchvision
 from torchvision.models import get_model_weights, list_models
 
 from pipeline.errors import UserError, VideoError
-from pipeline.preprocessing import FITS, Preprocessing, choose_preset, named_weights, normalise, prepare, presets
+from pipeline.networks import choose_preset, presets
+from pipeline.preprocessing import FITS, Preprocessing, normalise, prepare
+from pipeline.windows import Window
 
-# One entry of each kind of preprocessing that torchvision's classification weights come with.
-DISTINCT = {
-    preprocessing: (name, preprocessing.preset)
-    for name in list_models(module=torchvision.models)
-    for preprocessing in presets(name).values()
-}
+
+def distinct(module: object) -> dict[Preprocessing, tuple[str, str]]:
+    """One entry of each kind of preprocessing that torchvision's classification weights come with."""
+    return {
+        preprocessing: (name, preprocessing.preset)
+        for name in list_models(module=module)
+        for preprocessing in presets(name).values()
+    }
+
+
+DISTINCT = distinct(torchvision.models)
+DISTINCT_VIDEO = distinct(torchvision.models.video)
 
 
 def random_frame(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -44,8 +51,34 @@ def test_rows_equal_the_weights_own_transforms_bit_for_bit(preprocessing: Prepro
         assert torch.equal(row, reference(model_name, entry, rgb)), (height, width)
 
 
+@pytest.mark.parametrize("preprocessing", DISTINCT_VIDEO, ids=[f"{n}-{e}" for n, e in DISTINCT_VIDEO.values()])
+def test_clips_equal_the_video_weights_own_transforms_bit_for_bit(preprocessing: Preprocessing) -> None:
+    model_name, entry = DISTINCT_VIDEO[preprocessing]
+    transforms = get_model_weights(model_name)[entry].transforms()
+    resize = preprocessing.resize
+    as_is = resize if isinstance(resize, tuple) else (resize, resize + 33)  # needs no resizing at all
+    window = Window("clip", 3)
+    for height, width in ((97, 231), (231, 97), (43, 31), as_is):
+        frames = [random_frame(height, width, seed) for seed in range(3)]
+        clip = torch.stack([prepare(preprocessing, frame) for frame in frames], dim=1)  # (3, L, S, S)
+        row = normalise(preprocessing, clip.unsqueeze(0), window)[0]
+        expected = transforms(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2))
+        assert torch.equal(row, expected), (height, width)
+
+
 def test_there_are_as_many_kinds_of_preprocessing_as_thought() -> None:
     assert len(DISTINCT) >= 28
+    assert len(DISTINCT_VIDEO) == 4
+
+
+def test_a_frame_resized_to_a_pair_can_be_of_any_shape_and_in_any_fit() -> None:
+    preprocessing = choose_preset("r3d_18", "random", image_size=32)
+    assert (preprocessing.resize, preprocessing.crop) == ((37, 49), 32)
+    assert json.loads(json.dumps(preprocessing.describe()))["resize"] == [37, 49]
+    assert prepare(preprocessing, random_frame(2, 500)).shape == (3, 32, 32)
+    assert choose_preset("r3d_18", "random", fit="squash").resize == 112
+    with pytest.raises(UserError, match="cannot crop 112 pixels out of a side resized to 100"):
+        replace(choose_preset("r3d_18", "random"), resize=(100, 171))
 
 
 def test_views_of_any_layout_give_the_same_frame() -> None:
@@ -86,6 +119,24 @@ def test_normalise_takes_a_batch_and_leaves_it_alone() -> None:
     assert torch.equal(batch, torch.stack(frames))
     for row, frame in zip(rows, frames, strict=True):
         assert torch.equal(row, normalise(preprocessing, frame.unsqueeze(0))[0])
+
+
+def test_stacks_and_motion_are_normalised_channel_by_channel() -> None:
+    preprocessing = choose_preset("resnet18", image_size=16)
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(256, (2, 6, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    single = torch.stack([normalise(preprocessing, frames[:, time]) for time in range(6)], dim=1)
+    stack = normalise(preprocessing, frames.flatten(1, 2), Window("stack", 6))
+    assert torch.equal(stack, single.flatten(1, 2))
+    clip = normalise(preprocessing, frames.transpose(1, 2).contiguous(), Window("clip", 6))
+    assert torch.equal(clip, single.transpose(1, 2))
+    mean, std = sum(preprocessing.mean) / 3, sum(preprocessing.std) / 3
+    grey = normalise(preprocessing, frames[:, :, 0], Window("stack", 6, grey=True))
+    torch.testing.assert_close(grey, (frames[:, :, 0] / 255 - mean) / std)
+    motion = normalise(preprocessing, frames[:, :, 1], Window("flow", 3))
+    torch.testing.assert_close(motion, (frames[:, :, 1] / 255 - 128 / 255) / std)
+    still = torch.full((1, 6, 16, 16), 128, dtype=torch.uint8)
+    assert normalise(preprocessing, still, Window("flow", 3)).count_nonzero() == 0
 
 
 def test_crop_with_an_image_size_keeps_the_proportion() -> None:
@@ -160,46 +211,6 @@ def test_describe_is_json_and_decides_equality() -> None:
     }
     assert preprocessing == choose_preset("resnet18")  # the same numbers under another model's name
     assert preprocessing != choose_preset("resnet50", "IMAGENET1K_V2")
-
-
-def test_which_preset_goes_with_which_weights() -> None:
-    assert choose_preset("resnet50").preset == "IMAGENET1K_V2"
-    assert choose_preset("resnet50", "ResNet50_Weights.IMAGENET1K_V1").resize == 256
-    assert choose_preset("resnet50", "IMAGENET1K_V1", preset="IMAGENET1K_V1").resize == 256
-    assert choose_preset("resnet50", "random").resize == 232
-    assert choose_preset("resnet50", "random", preset="IMAGENET1K_V1").resize == 256
-    assert choose_preset("resnet50", "mine.pth", preset="DEFAULT").resize == 232
-    assert choose_preset("squeezenet1_1", "mine.pth").resize == 256  # only one: none need be named
-    with pytest.raises(UserError, match="bring their own preprocessing"):
-        choose_preset("resnet50", "IMAGENET1K_V2", preset="IMAGENET1K_V1")
-    with pytest.raises(UserError, match=r"no preset 'imagenet1k_v3' \(did you mean IMAGENET1K_V[12], or"):
-        choose_preset("resnet50", "mine.pth", preset="imagenet1k_v3")
-
-
-def test_a_file_takes_the_classic_preset_or_needs_one_named() -> None:
-    assert choose_preset("mobilenet_v2", "mine.pth").preset == "IMAGENET1K_V1"
-    assert choose_preset("mobilenet_v2", "mine.pth", preset="IMAGENET1K_V2").resize == 232
-    with pytest.raises(UserError) as error:
-        choose_preset("vit_h_14", "mine.pth")
-    assert "IMAGENET1K_SWAG_E2E_V1 (resize 518" in str(error.value)
-    assert "IMAGENET1K_SWAG_LINEAR_V1 (resize 224" in str(error.value)
-    assert "--preset NAME" in str(error.value)
-
-
-def test_names_weights_and_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = get_model_weights("resnet50")["IMAGENET1K_V2"]
-    assert named_weights("resnet50", "DEFAULT") is entry
-    assert named_weights("resnet50", "IMAGENET1K_V2") is entry
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "plain").touch()
-    for other in ("random", "new.safetensors", "./DEFAULT", "folder/weights", "plain"):
-        assert named_weights("resnet50", other) is None
-    with pytest.raises(UserError, match=r"no weights 'default' \(did you mean DEFAULT\?\).*IMAGENET1K_V1.*random"):
-        named_weights("resnet50", "default")
-    with pytest.raises(UserError, match=r"unknown backbone 'resnet5' \(did you mean resnet50"):
-        named_weights("resnet5", "DEFAULT")
-    with pytest.raises(UserError, match="unknown backbone 'fcn_resnet50'"):  # segments, does not classify
-        presets("fcn_resnet50")
 
 
 def test_impossible_values_are_refused_at_birth() -> None:

@@ -17,12 +17,14 @@ from pipeline import bank as banks
 from pipeline import video_frames
 from pipeline.augmentation import Augmentation, apply, draw
 from pipeline.bank import Bank
-from pipeline.engine import Progress, ReadOptions, extract_videos
+from pipeline.engine import Progress, extract_videos
 from pipeline.errors import UserError
 from pipeline.extraction import with_region
 from pipeline.features import records
 from pipeline.frames import read_frames
-from pipeline.preprocessing import Preprocessing, choose_preset, prepare
+from pipeline.networks import choose_preset
+from pipeline.preprocessing import Preprocessing, prepare
+from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.scoring import reading
 from pipeline.sealing import PartWriter

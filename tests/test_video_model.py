@@ -12,8 +12,9 @@ from pipeline.errors import UserError
 from pipeline.halves import split
 from pipeline.heads import Head, HeadConfig
 from pipeline.preprocessing import normalise
-from pipeline.unfreezing import Unfreezing
+from pipeline.unfreezing import Unfreezing, trained_parameters
 from pipeline.video_model import Front, VideoModel, front_of, kept_bytes
+from pipeline.windows import Window
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -54,7 +55,7 @@ def model_of(
     """The model on frames, or on banked activations; and what makes activations of frames."""
     backbone = copy.deepcopy(backbone)
     halves = split(backbone, names)
-    front = front_of(backbone.preprocessing, halves.prefix, "fp32", torch.device("cpu"))
+    front = front_of(backbone, halves.prefix, "fp32", torch.device("cpu"))
     made = VideoModel(
         copy.deepcopy(halves.suffix),
         head_on(backbone, config),
@@ -71,6 +72,31 @@ def plain(backbone: Backbone, head: Head, frames: list[torch.Tensor]) -> torch.T
     """One video after the other through the whole network and the head: (B, K)."""
     rows = [backbone.module(normalise(backbone.preprocessing, each)) for each in frames]
     return torch.cat([head(pack_sequence([each])) for each in rows])
+
+
+@pytest.mark.parametrize("names", [("layer4",), ("stem",)])
+def test_clips_give_what_a_plain_loop_over_videos_gives(names: tuple[str, ...]) -> None:
+    backbone = load_backbone("r3d_18", weights="random", image_size=16, window=Window("clip", 4))
+    halves, head = split(copy.deepcopy(backbone), names), head_on(backbone)
+    front = front_of(backbone, halves.prefix, "fp32", torch.device("cpu"))
+    model = VideoModel(
+        halves.suffix,
+        head,
+        front=front,
+        feature_shape=backbone.input_shape,
+        unfreezing=Unfreezing(((0, names),)),
+        micro_batch=4,
+    )
+    generator = torch.Generator().manual_seed(0)
+    clips = [torch.randint(256, (n, *backbone.input_shape), dtype=torch.uint8, generator=generator) for n in (3, 1, 5)]
+    with torch.no_grad():
+        embedded = [backbone.module(normalise(backbone.preprocessing, each, backbone.window)) for each in clips]
+        expected = torch.cat([head(pack_sequence([each])) for each in embedded])
+    scores = model(packed(clips))
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+    scores.square().sum().backward()
+    reached = {name for name, parameter in halves.suffix.net.named_parameters() if parameter.grad is not None}
+    assert reached == set(trained_parameters(halves.suffix.net, names, batch_norm=False))
 
 
 @pytest.mark.parametrize("names", [("layer4",), ("layer4.1",), ("layer3", "layer4"), ("conv1",)])
