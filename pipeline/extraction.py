@@ -24,7 +24,7 @@ from pipeline.encoder import Encode, make_encoder
 from pipeline.engine import Progress, extract_videos
 from pipeline.errors import UserError
 from pipeline.features import records
-from pipeline.flow import Flow
+from pipeline.flow import Flow, measuring
 from pipeline.preprocessing import Preprocessing
 from pipeline.resuming import Plan
 from pipeline.rows import ReadOptions
@@ -127,8 +127,12 @@ def make_encoding(
     """Put the backbone on the device, and note what the bank is to record; `data` names where the videos came from.
 
     Raises:
-        UserError: the device has no room for one frame, or can't compute in the recipe's precision.
+        UserError: the device has no room for one frame, or can't compute in the recipe's precision; or motion cannot be
+            measured on frames of this size.
     """
+    if options.flow is not None:  # what it cannot be measured on shows now
+        blank = torch.zeros(3, options.preprocessing.crop, options.preprocessing.crop, dtype=torch.uint8)
+        measuring(options.flow)(blank, blank)
     encode, batch_size = make_encoder(backbone, device, recipe["precision"], batch_size)
     recorded = {
         "recipe": recipe,

@@ -16,6 +16,7 @@ Stored are bytes: a displacement f, clipped to ±bound, becomes 128 + round(127 
 OpenCV computes on one thread: its DIS gives other numbers on two.
 """
 
+import copy
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -168,10 +169,12 @@ def _opencv(flow: Flow) -> ModuleType:
 def _of_opencv(flow: Flow) -> Measure:
     """Two frames -> displacements (2, S, S) float32, by DIS or TV-L1."""
     cv2 = _opencv(flow)
-    if flow.method == "dis":
-        algorithm = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    else:
-        algorithm = cv2.optflow.DualTVL1OpticalFlow_create()
+
+    def algorithm() -> Any:
+        """A new one for each pair: at some sizes OpenCV's DIS remembers what it measured before."""
+        if flow.method == "dis":
+            return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        return cv2.optflow.DualTVL1OpticalFlow_create()
 
     def field(first: Tensor, second: Tensor) -> Tensor:
         size = first.shape[-1]
@@ -180,13 +183,16 @@ def _of_opencv(flow: Flow) -> Measure:
                 f"motion cannot be measured on {size}×{size} pixels; give an --image-size of {_LEAST} or more"
             )
         earlier, later = (rgb_to_grayscale(frame)[0].contiguous().numpy() for frame in (first, second))
-        return torch.from_numpy(algorithm.calc(earlier, later, None)).permute(2, 0, 1)
+        return torch.from_numpy(algorithm().calc(earlier, later, None)).permute(2, 0, 1)
 
     return field
 
 
 def _raft(network: _Network) -> Measure:
     """Two frames -> displacements (2, S, S) float32, by RAFT: frames padded at the right and below by their edge."""
+
+    # torchvision's RAFT keeps what it is working on in its modules: on a CPU each thread has one of its own.
+    module = network.module if network.device.type == "cuda" else copy.deepcopy(network.module)
 
     @torch.inference_mode()
     def field(first: Tensor, second: Tensor) -> Tensor:
@@ -195,7 +201,7 @@ def _raft(network: _Network) -> Measure:
         with _TURN if network.device.type == "cuda" else nullcontext():
             pair = torch.stack([first, second]).to(network.device, torch.float32).div(255).sub(0.5).div(0.5)
             pair = F.pad(pair, (0, room, 0, room), mode="replicate")
-            found: Tensor = network.module(pair[:1], pair[1:])[-1][0, :, :size, :size].cpu()
+            found: Tensor = module(pair[:1], pair[1:])[-1][0, :, :size, :size].cpu()
         return found
 
     return field

@@ -177,7 +177,7 @@ def window_of(model_name: str, window: Window | None = None, *, inflate: bool = 
             )
         return window or FRAME
     if inflate:
-        raise UserError(f"{model_name} sees clips as it is; leave --inflate out (it is for image networks)")
+        raise UserError(f"{model_name} is not an image network of torchvision's, which --inflate is for; leave it out")
     if model_name in NETS:
         own, kinds = NETS[model_name].window, NETS[model_name].kinds
     else:
@@ -186,9 +186,9 @@ def window_of(model_name: str, window: Window | None = None, *, inflate: bool = 
     if window is None:
         return own
     if window.kind not in kinds:
-        way = "give --clip-length" if own.kind == "clip" else f"its own is a {own.kind} of"
+        way = "--clip-length" if own.kind == "clip" else f"--{own.kind}"
         raise UserError(
-            f"{model_name} sees a {' or '.join(kinds)}, not a {window.kind}; {way} {own.length}, or leave it out"
+            f"{model_name} sees a {' or '.join(kinds)}, not a {window.kind}; give {way} {own.length}, or leave it out"
         )
     least = max((entry.meta.get("min_temporal_size", 1) for entry in entries.values()), default=1)
     if model_name.startswith(_FIXED_LENGTH) and window.length != least:

@@ -33,8 +33,9 @@ class FitConfig:
         learning_rate: at its peak; of groups of parameters, each has its own.
         momentum: of SGD.
         weight_decay: of weight matrices; biases and other vectors are left alone.
-        schedule: "constant"; "cosine", to 0 at the last epoch; "step", times `step_factor` every `step_epochs` epochs;
-            "plateau", times `step_factor` when the validation loss has not fallen for `step_epochs` epochs.
+        schedule: "constant"; "cosine", to 0 at the last epoch; "step", times `step_factor` every `step_epochs` epochs
+            after the warm-up; "plateau", times `step_factor` when the validation loss has not fallen for `step_epochs`
+            epochs.
         warmup: share of all epochs during which the learning rate rises linearly from 0, in any schedule.
         clip_norm, clip_value: gradients are clipped to this global norm, then each to this absolute value.
         balance: against classes of different size: "weights" in the loss, or "sampling" of videos (with replacement).
@@ -193,7 +194,7 @@ def rate_of(config: FitConfig, losses: Sequence[float]) -> Callable[[float], flo
             part = max(0.0, progress - warmup) / (config.epochs - warmup)
             return warm * (1 + math.cos(math.pi * part)) / 2
         if config.schedule == "step":
-            return warm * config.step_factor ** math.floor(progress / config.step_epochs)
+            return warm * config.step_factor ** math.floor(max(0.0, progress - warmup) / config.step_epochs)
         return warm * config.step_factor**drops
 
     return rate

@@ -80,7 +80,7 @@ def read_recipe(path: Path, folder: Path) -> Recipe:
     """
     name = path.stem if path.parent == folder else str(path)
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"recipe {name} is not UTF-8 text ({error.reason}, byte {error.start})") from error
     except tomllib.TOMLDecodeError as error:

@@ -85,7 +85,7 @@ def embedded_anew(
         with Bank(path) as anew:
             reasons = {row["id"]: row["reason"] for row in records(anew.failures)}
             for video in set(anew) - set(reasons):
-                now, before = anew.frame_index(video), banked.frame_index(video)
+                now, before = anew.frames(video), banked.frames(video)
                 if not np.array_equal(now, before):
                     reasons[video] = f"{len(now)} frames are taken from it now, others than the {len(before)} banked"
             if reasons:

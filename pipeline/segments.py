@@ -37,6 +37,8 @@ class Clock(NamedTuple):
         fps: frames per second of the video (not of the bank); NaN or 0 unknown.
         duration: seconds of the whole video; NaN unknown.
         frames: how many frames the video has; -1 unknown.
+        reach: of rows that are clips, and so have the times of their middles: how many frames the first clip's last
+            frame is from its first one; None for rows that begin at their times.
     """
 
     seconds: np.ndarray
@@ -44,6 +46,7 @@ class Clock(NamedTuple):
     fps: float
     duration: float
     frames: int = -1
+    reach: int | None = None
 
     @property
     def step(self) -> float:
@@ -61,6 +64,7 @@ def clocks(bank: Bank, ids: Iterable[str] | None = None) -> dict[str, Clock]:
         ids: the videos; None for all.
     """
     wanted = None if ids is None else set(ids)
+    of_clips = bank.config["recipe"].get("window", {}).get("kind") == "clip"
     made = {}
     for row in records(bank.catalog):
         video_id = row["id"]
@@ -68,7 +72,8 @@ def clocks(bank: Bank, ids: Iterable[str] | None = None) -> dict[str, Clock]:
             first = row["start_time"] if np.isfinite(row["start_time"]) else 0.0
             seconds = bank.timestamps(video_id).astype(np.float64) - first
             frames = bank.frame_index(video_id).astype(np.int64)
-            made[video_id] = Clock(seconds, frames, row["fps"], row["duration"], row["frames_decoded"])
+            reach = int(np.ptp(bank.frames(video_id)[:1])) if of_clips else None
+            made[video_id] = Clock(seconds, frames, row["fps"], row["duration"], row["frames_decoded"], reach)
     return made
 
 
@@ -343,12 +348,22 @@ def segments_of(video_id: str, labels: np.ndarray, clock: Clock, names: Sequence
 
 
 def _edges(clock: Clock, timeless: bool) -> np.ndarray:
-    """(T + 1,) where each step begins, and where the last one ends; seconds, or frame numbers without a clock."""
+    """(T + 1,) where each step begins, and where the last one ends; seconds, or frame numbers without a clock. One clip
+    ends and the next begins halfway between their middles."""
     if not len(clock.seconds):
         return np.empty(0)
     if timeless:
         after = clock.frame_index[-1] + np.median(np.diff(clock.frame_index, append=clock.frame_index[-1] + 1))
-        return np.append(clock.frame_index, clock.frames if clock.frames >= 0 else int(after))
+        over = clock.frames if clock.frames >= 0 else int(after)
+        if clock.reach is None:
+            return np.append(clock.frame_index, over)
+        # the middle of F frames is number F // 2, the later of two
+        first = clock.frame_index[0] - (clock.reach + 1) // 2
+        return np.concatenate([[first], (clock.frame_index[1:] + clock.frame_index[:-1] + 1) // 2, [over]])
     last = clock.seconds[-1]
     end = clock.duration if clock.duration > last else last + (clock.step if clock.step > 0 else 1.0)
-    return np.round(np.append(clock.seconds, end), 6)
+    starts = clock.seconds
+    if clock.reach is not None:
+        begin = starts[0] - (clock.reach / 2 / clock.fps if clock.fps > 0 else 0)
+        starts = np.append(max(0.0, begin), (starts[1:] + starts[:-1]) / 2)
+    return np.round(np.append(starts, end), 6)

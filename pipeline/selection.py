@@ -24,6 +24,7 @@ from pipeline.sampling import Sampling, choose
 
 RULES = ("all", "stride", "fps", "frames", "tsn", "tail", "lrcn", "crop")
 RANDOM_RULES = ("tsn", "crop")
+_MOST = 1024  # rows that are taken of a video that has fewer; more is a slip of the finger
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Selection:
             raise UserError(f"the selection fps got {self.amount:g}; give frames per second above 0, such as 5")
         if self.rule not in ("all", "fps") and not (self.amount >= 1 and float(self.amount).is_integer()):
             raise UserError(f"the selection {self.rule} got {self.amount:g}; give a whole number from 1, such as 16")
+        if self.rule == "lrcn" and self.amount > _MOST:
+            raise UserError(f"the selection lrcn got {self.amount:g}; it always takes as many, so give at most {_MOST}")
         if self.test_crops < 1:
             raise UserError(f"{self.test_crops} crops are to be averaged in testing; give a whole number from 1")
         if self.test_crops > 1 and self.rule not in ("tsn", "crop"):

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from pipeline import rescoring, resuming, runs
-from pipeline.alike import load_alike, load_backbone_of
+from pipeline.alike import Alike, load_alike, load_backbone_of
 from pipeline.backbone import Backbone
 from pipeline.bank import Bank
 from pipeline.bundles import Bundle, Member, check_banks, load_bundle
@@ -135,8 +135,9 @@ def open_run(run: Path, bank: Bank, weights: Sequence[str], *, device: torch.dev
         )
     notes = check_banks(bundle, [bank])
     (alike,) = load_alike(bundle, weights, device=device, precision=precision)
+    precision, more = _trained_in(alike, precision, device)
     learning = replace(learning_of(config["config"]), splits=run / "splits.csv", folds=None)
-    return StartingPoint(learning, bank, alike.backbone, alike.recipe["precision"], run, (*notes, *alike.notes))
+    return StartingPoint(learning, bank, alike.backbone, precision, run, (*notes, *alike.notes, *more))
 
 
 def open_bank(
@@ -153,7 +154,27 @@ def open_bank(
     """
     _check_views(bank.config)
     alike = load_backbone_of(bank, weights, device=device, precision=precision)
-    return StartingPoint(learning, bank, alike.backbone, alike.recipe["precision"], notes=tuple(alike.notes))
+    precision, more = _trained_in(alike, precision, device)
+    return StartingPoint(learning, bank, alike.backbone, precision, notes=(*alike.notes, *more))
+
+
+def _trained_in(alike: Alike, asked: str, device: torch.device) -> tuple[str, list[str]]:
+    """The precision of training, and lines worth telling.
+
+    On the CPU torch's bfloat16 gradients of 3D convolutions are wrong where two time steps meet a kernel of three (seen
+    in 2.11 and 2.14: what was in memory before), as in the last group of R3D on clips of 16 frames.
+
+    Raises:
+        UserError: bfloat16 was asked for there.
+    """
+    precision = str(alike.recipe["precision"])
+    in_3d = any(isinstance(module, torch.nn.Conv3d) for module in alike.backbone.module.modules())
+    if device.type != "cpu" or precision != "bf16" or not in_3d:
+        return precision, []
+    why = "torch's bfloat16 gradients of 3D convolutions on the CPU are not to be trusted"
+    if asked == "bf16":
+        raise UserError(f"{why}; give --precision fp32, or leave it out.")
+    return "fp32", [f"{alike.backbone.name} is trained in float32: {why}"]
 
 
 def _check_views(made: Mapping[str, Any]) -> None:

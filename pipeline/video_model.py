@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.backbone import Backbone
-from pipeline.encoder import PRECISIONS, channels_last, in_channels_last
+from pipeline.encoder import PRECISIONS, channels_last, in_channels_last, placed
 from pipeline.errors import UserError
 from pipeline.halves import Suffix
 from pipeline.heads import Carry, Head, HeadConfig
@@ -191,7 +191,7 @@ def front_of(backbone: Backbone, prefix: Backbone | None, precision: str, device
     """What takes a backbone's uint8 rows (n, *input_shape) to the boundary, as the extraction engine does it: through
     the normalisation and, in `precision`, the frozen part of the backbone, if there is one."""
     dtype = PRECISIONS[precision]
-    module = None if prefix is None else channels_last(prefix.module.to(device, dtype))
+    module = None if prefix is None else placed(prefix.module, device, dtype)
 
     def front(rows: Tensor) -> Tensor:
         inputs = normalise(backbone.preprocessing, rows, backbone.window)

@@ -80,7 +80,8 @@ def window_words(recipe: Mapping[str, Any]) -> str:
     length = window["length"]
     words = {
         "frame": "one frame",
-        "stack": f"{counted(length, 'grey frame' if window.get('grey') else 'frame')} as channels",
+        "stack": f"{counted(length, 'grey frame' if window.get('grey') else 'frame')}"
+        + (" side by side, as channels" if length > 1 else ""),
         "clip": f"clips of {counted(length, 'frame')}, one every {window.get('stride')}",
         "flow": f"optical flow between {length + 1} frames",
     }[window["kind"]]

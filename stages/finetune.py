@@ -96,6 +96,11 @@ class FinetuneConfig:
         if self.head is not None and self.head.resolve() == self.out.resolve():
             raise UserError(f"--out {self.out} is the run that --head names, whose head is still needed; give another")
         Augmentation(self.augment, self.fit.seed)  # refuses what it does not know, before any work
+        if self.learning is not None and self.learning.fuse != "concat":
+            raise UserError(
+                f"--fuse {self.learning.fuse} fuses the heads of several banks, and fine-tuning has one; train-head "
+                "does that"
+            )
         if self.views and not self.augment:
             raise UserError("--views are views by augmentation; say which: --augment crop,flip,jitter")
         if not self.prefix and (self.views or self.prefix_bank):

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from stages.head_options import HEAD, SPLITS, STEPS, TARGETS, learning_of, refuse_idle, training
-from stages.options import BANK, DATA, DEVICE, NETWORK, PRECISION, WHAT, Real, grouped, read_window
+from stages.options import BANK, BY_HAND, DATA, DEVICE, NETWORK, PRECISION, WHAT, Real, grouped, read_window
 
 START = grouped(
     click.option(
@@ -142,8 +142,7 @@ def read(extraction: Any, finetuning: Any, options: dict[str, Any]) -> tuple[Any
     from pipeline.optimisation import FitConfig
 
     context = click.get_current_context()
-    by_hand = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)  # a recipe's values too
-    typed = {name for name in options if context.get_parameter_source(name) in by_hand}
+    typed = {name for name in options if context.get_parameter_source(name) in BY_HAND}
     names = {each.name for each in fields(finetuning)} - {"learning", "selection", "fit", "seeds"}
     if options["head"] is not None:
         free = {*names, *_CHOSEN, *(each.name for each in fields(FitConfig)), "seeds"}

@@ -75,7 +75,7 @@ def show_plan(
     how = "computed again in the backward pass" if plan.recompute else "kept for the backward pass"
     display.field(
         "Memory",
-        f"{counted(plan.micro_batch, 'frame')} at once; activations, {megabytes(kept_bytes)} of the largest batch, "
+        f"{counted(plan.micro_batch, 'row')} at once; activations, {megabytes(kept_bytes)} of the largest batch, "
         f"are {how}",
     )
     if resumed:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from stages.options import DATA, DEVICE, QUIET, Real, grouped
+from stages.options import BY_HAND, DATA, DEVICE, QUIET, Real, grouped
 
 
 def _numbers(what: str, examples: str) -> Callable[[click.Context, click.Parameter, str], tuple[int, ...]]:
@@ -328,24 +328,33 @@ TRAINING = training(more=(click.option("--amp", is_flag=True, help="Mixed precis
 
 
 def refuse_idle(options: dict[str, Any]) -> None:
-    """Refuse options of train-head that were typed and would change nothing beside the others."""
+    """Refuse options of train-head that somebody has chosen and that would change nothing beside the others.
+
+    Those of a recipe are passed over where what was typed makes them idle.
+    """
     per_frame = options["segments"] is not None or options["frame_values"] is not None
     steps = per_frame or options["supervise"] != "pooled"
     given = "--folds" if options["folds"] is not None else "--splits" if options["splits"] is not None else None
     falls = options["schedule"] in ("step", "plateau")
+    learnt = ("segments", "frame_values", "supervise")
     idle = {
-        "pool": "what learns every step pools nothing" if steps else None,
-        "read": None if steps and not per_frame else "it is for --supervise every-step and growing",
-        "momentum": None if options["optimizer"] == "sgd" else "it is for --optimizer sgd",
-        "step_epochs": None if falls else "it is for --schedule step and plateau",
-        "step_factor": None if falls else "it is for --schedule step and plateau",
-        "chunk_steps": None if per_frame or options.get("head") else "it is for --segments and --frame-values",
-        "split_column": given and f"{given} decides the parts",
-        "test_share": given and f"{given} decides the parts",
+        "pool": ("what learns every step pools nothing" if steps else None, learnt),
+        "read": (None if steps and not per_frame else "it is for --supervise every-step and growing", learnt),
+        "momentum": (None if options["optimizer"] == "sgd" else "it is for --optimizer sgd", ("optimizer",)),
+        "step_epochs": (None if falls else "it is for --schedule step and plateau", ("schedule",)),
+        "step_factor": (None if falls else "it is for --schedule step and plateau", ("schedule",)),
+        "chunk_steps": (
+            None if per_frame or options.get("head") else "it is for --segments and --frame-values",
+            learnt,
+        ),
+        "split_column": (given and f"{given} decides the parts", ("folds", "splits")),
+        "test_share": (given and f"{given} decides the parts", ("folds", "splits")),
     }
-    typed = click.get_current_context().get_parameter_source
-    for name, why in idle.items():
-        if why and typed(name) is click.core.ParameterSource.COMMANDLINE:
+    source = click.get_current_context().get_parameter_source
+    for name, (why, causes) in idle.items():
+        yields = any(source(cause) is click.core.ParameterSource.COMMANDLINE for cause in causes)
+        typed = source(name) is click.core.ParameterSource.COMMANDLINE
+        if why and (typed or (source(name) in BY_HAND and not yields)):
             raise click.UsageError(f"--{name.replace('_', '-')} would change nothing: {why}; leave it out")
 
 

@@ -27,6 +27,8 @@ class Real(click.FloatRange):
         return number
 
 
+# Where a value comes from that somebody has chosen: they typed it, or their recipe has it.
+BY_HAND = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)
 BANK = _Path(path_type=Path, dir_okay=False)
 DATA = _Path(path_type=Path)
 _OPTION_COLUMN = 30  # letters; the text of an option with a longer name begins below it
@@ -113,7 +115,9 @@ WHAT = grouped(
     ),
     heading="Data",
 )
-_NAME = click.option("--backbone", help="Any torchvision classification model.  [default: resnet50]")
+_NAME = click.option(
+    "--backbone", help="Any torchvision classification or video model, or one of ours.  [default: resnet50]"
+)
 _CUT = grouped(
     click.option(
         "--layer",
@@ -204,7 +208,9 @@ WINDOW = grouped(
     ),
     click.option("--flow-weights", metavar="NAME|FILE", help="Weights of RAFT: C_T_SKHT_V2, or a checkpoint file."),
     click.option(
-        "--inflate", is_flag=True, help="Make a 3D network of clips out of an image network (I3D), with its weights."
+        "--inflate/--no-inflate",
+        default=False,
+        help="Make a 3D network of clips out of an image network (I3D), with its weights.",
     ),
     heading="Rows that are more than one frame",
 )
@@ -229,7 +235,7 @@ BATCH_SIZE = click.option(
     default="auto",
     show_default=True,
     metavar="N|auto",
-    help="Frames per forward.",
+    help="Rows per forward: frames, clips, or views of them.",
 )
 RUN = grouped(
     DEVICE,
@@ -262,12 +268,11 @@ def read_window(options: dict[str, Any]) -> None:
     """Replace the options of what makes a row by `window` (None: the network's own) and `flow` (None: none)."""
     from pipeline.flow import Flow
     from pipeline.networks import window_of
-
     from pipeline.windows import Window
 
     names = ("clip_length", "clip_stride", "stack", "grey", "flow", "flow_method", "flow_weights")
     length, stride, stack, grey, pairs, method, weights = (options.pop(name) for name in names)
-    given = {"--clip-length": length or stride, "--stack": stack, "--flow": pairs}
+    given = {"--clip-length" if length else "--clip-stride": length or stride, "--stack": stack, "--flow": pairs}
     if len(several := [name for name, value in given.items() if value]) > 1:
         raise click.UsageError(f"{' and '.join(several)} exclude one another: clips, stacks or flow; give one")
     if grey and not stack:
@@ -276,7 +281,12 @@ def read_window(options: dict[str, Any]) -> None:
         raise click.UsageError("--flow-method and --flow-weights say how --flow L is measured; give --flow 10, say")
     options["window"] = options["flow"] = None
     if length or stride:
-        length = length or window_of(options["backbone"] or "resnet50", None).length
+        own = window_of(options["backbone"] or "resnet50", None)
+        if length is None and own.kind != "clip":
+            raise click.UsageError(
+                "--clip-stride is from one clip to the next; say with --clip-length how long they are"
+            )
+        length = length or own.length
         options["window"] = Window("clip", length, stride or max(1, length // 2))
     elif stack:
         options["window"] = Window("stack", stack, grey=grey)

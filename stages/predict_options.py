@@ -9,6 +9,7 @@ import click
 from stages.options import (
     BACKBONE,
     BATCH_SIZE,
+    BY_HAND,
     DATA,
     DEVICE,
     FRAMES,
@@ -104,12 +105,12 @@ def by_itself(paths: tuple[Path, ...], options: dict[str, Any]) -> bool:
     context = click.get_current_context()
     typed = context.get_parameter_source
     alone = options["backbone"] is not None or typed("recipe") is click.core.ParameterSource.COMMANDLINE
-    if alone and (paths[0] / "model.json").exists():
+    if alone and (run := next((path for path in paths if (path / "model.json").exists()), None)):
         raise click.UsageError(
-            f"{paths[0]} is a run, whose head decides the network; leave it out, or --recipe and --backbone"
+            f"{run} is a run, whose head decides the network; leave it out, or --recipe and --backbone"
         )
     for param in context.command.params:
-        if param.name and typed(param.name) is click.core.ParameterSource.COMMANDLINE:
+        if param.name and typed(param.name) in BY_HAND:
             if alone and param.name in OF_RUN:
                 raise click.UsageError(f"{param.opts[0]} is of the head of RUN, and there is none; leave it out")
             if not alone and param.name in OF_NETWORK:

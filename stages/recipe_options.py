@@ -29,7 +29,12 @@ _EXCLUDING: tuple[dict[str, tuple[str, ...]], ...] = (
         **dict.fromkeys(("stride", "fps", "frames", "tail", "lrcn"), ()),
         **dict.fromkeys(("tsn", "window"), ("test-crops",)),
     },
-    {"clip-length": ("clip-stride",), "stack": ("grey",), "flow": ("flow-method", "flow-weights")},
+    {
+        "clip-length": ("clip-stride", "inflate"),
+        "clip-stride": ("clip-length", "inflate"),
+        "stack": ("grey",),
+        "flow": ("flow-method", "flow-weights"),
+    },
     {"folds": (), "splits": ()},
     {"recurrent-dropout": (), "variational-dropout": ()},
 )
@@ -84,6 +89,10 @@ def fill(command: click.Command, ctx: click.Context, recipe: Recipe, typed: Coll
         raise UserError(f"recipe {recipe.name} says nothing about {table}; it has {has}")
     values, home = dict(own), dict.fromkeys(own, table)
     for other in others:
+        home_command = getattr(ctx.find_root().command, "commands", {}).get(other)
+        known = options if home_command is None else options_of(home_command)
+        if unknown := [key for key in recipe.tables.get(other, {}) if home_command is not None and key not in known]:
+            raise _unknown(recipe, other, unknown[0], known)
         taken = _taken(recipe, other, table, options, {*values, *given})
         values |= taken
         home |= dict.fromkeys(taken, other)
