@@ -243,7 +243,7 @@ def common_seconds(banks: Sequence[Bank], rows: Sequence[int], video_id: str) ->
         if len(other) != len(first):
             raise UserError(
                 f"{names}: {len(first)} and {len(other)} rows. Extract both with the same "
-                "sampling, or train a head each."
+                "sampling, or let each have a head of its own: --fuse mean."
             )
         apart = np.abs(first - other) > TIME_TOLERANCE_SECONDS
         apart |= np.isnan(first) != np.isnan(other)
@@ -251,6 +251,6 @@ def common_seconds(banks: Sequence[Bank], rows: Sequence[int], video_id: str) ->
             row = int(apart.argmax())
             raise UserError(
                 f"{names}: row {row} is at {first[row]:.3f} s and at {other[row]:.3f} s. Extract both from the same "
-                "videos with the same sampling, or train a head each."
+                "videos with the same sampling, or let each have a head of its own: --fuse mean."
             )
     return first

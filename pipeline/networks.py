@@ -188,7 +188,8 @@ def window_of(model_name: str, window: Window | None = None, *, inflate: bool = 
     if window.kind not in kinds:
         way = "--clip-length" if own.kind == "clip" else f"--{own.kind}"
         raise UserError(
-            f"{model_name} sees a {' or '.join(kinds)}, not a {window.kind}; give {way} {own.length}, or leave it out"
+            f"{model_name} sees a {' or '.join(kinds)}, not a {window.kind}; leave --{_option(window)} out, or give "
+            f"{way} {own.length} instead"
         )
     least = max((entry.meta.get("min_temporal_size", 1) for entry in entries.values()), default=1)
     if model_name.startswith(_FIXED_LENGTH) and window.length != least:
@@ -196,6 +197,11 @@ def window_of(model_name: str, window: Window | None = None, *, inflate: bool = 
     if window.length < least:
         raise UserError(f"{model_name} takes clips of at least {least} frames, not of {window.length}")
     return window
+
+
+def _option(window: Window) -> str:
+    """What asks for such a window on the command line."""
+    return "clip-length" if window.kind == "clip" else window.kind
 
 
 def build(model_name: str, window: Window, *, own_size: int, seed: int) -> nn.Module:

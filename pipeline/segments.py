@@ -37,8 +37,8 @@ class Clock(NamedTuple):
         fps: frames per second of the video (not of the bank); NaN or 0 unknown.
         duration: seconds of the whole video; NaN unknown.
         frames: how many frames the video has; -1 unknown.
-        reach: of rows that are clips, and so have the times of their middles: how many frames the first clip's last
-            frame is from its first one; None for rows that begin at their times.
+        clip: of rows that are clips, and so have the times of their middles: the numbers of the first clip's first and
+            last frame; None for rows that begin at their times.
     """
 
     seconds: np.ndarray
@@ -46,7 +46,7 @@ class Clock(NamedTuple):
     fps: float
     duration: float
     frames: int = -1
-    reach: int | None = None
+    clip: tuple[int, int] | None = None
 
     @property
     def step(self) -> float:
@@ -72,8 +72,8 @@ def clocks(bank: Bank, ids: Iterable[str] | None = None) -> dict[str, Clock]:
             first = row["start_time"] if np.isfinite(row["start_time"]) else 0.0
             seconds = bank.timestamps(video_id).astype(np.float64) - first
             frames = bank.frame_index(video_id).astype(np.int64)
-            reach = int(np.ptp(bank.frames(video_id)[:1])) if of_clips else None
-            made[video_id] = Clock(seconds, frames, row["fps"], row["duration"], row["frames_decoded"], reach)
+            clip = (int(bank.frames(video_id)[0, 0]), int(bank.frames(video_id)[0, -1])) if of_clips else None
+            made[video_id] = Clock(seconds, frames, row["fps"], row["duration"], row["frames_decoded"], clip)
     return made
 
 
@@ -355,15 +355,14 @@ def _edges(clock: Clock, timeless: bool) -> np.ndarray:
     if timeless:
         after = clock.frame_index[-1] + np.median(np.diff(clock.frame_index, append=clock.frame_index[-1] + 1))
         over = clock.frames if clock.frames >= 0 else int(after)
-        if clock.reach is None:
+        if clock.clip is None:
             return np.append(clock.frame_index, over)
-        # the middle of F frames is number F // 2, the later of two
-        first = clock.frame_index[0] - (clock.reach + 1) // 2
-        return np.concatenate([[first], (clock.frame_index[1:] + clock.frame_index[:-1] + 1) // 2, [over]])
+        return np.concatenate([clock.clip[:1], (clock.frame_index[1:] + clock.frame_index[:-1] + 1) // 2, [over]])
     last = clock.seconds[-1]
     end = clock.duration if clock.duration > last else last + (clock.step if clock.step > 0 else 1.0)
     starts = clock.seconds
-    if clock.reach is not None:
-        begin = starts[0] - (clock.reach / 2 / clock.fps if clock.fps > 0 else 0)
+    if clock.clip is not None:
+        first, end_of_first = clock.clip
+        begin = starts[0] - ((end_of_first - first) / 2 / clock.fps if clock.fps > 0 else 0)
         starts = np.append(max(0.0, begin), (starts[1:] + starts[:-1]) / 2)
     return np.round(np.append(starts, end), 6)

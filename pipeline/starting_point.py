@@ -168,7 +168,8 @@ def _trained_in(alike: Alike, asked: str, device: torch.device) -> tuple[str, li
         UserError: bfloat16 was asked for there.
     """
     precision = str(alike.recipe["precision"])
-    in_3d = any(isinstance(module, torch.nn.Conv3d) for module in alike.backbone.module.modules())
+    modules = alike.backbone.module.modules()
+    in_3d = any(isinstance(module, torch.nn.Conv3d) and module.kernel_size[0] > 1 for module in modules)
     if device.type != "cpu" or precision != "bf16" or not in_3d:
         return precision, []
     why = "torch's bfloat16 gradients of 3D convolutions on the CPU are not to be trusted"

@@ -68,6 +68,11 @@ class Group:
     epoch: int
 
 
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether a network has BatchNorm anywhere."""
+    return any(isinstance(module, _BatchNorm) for module in net.modules())
+
+
 def read_unfreezing(text: str, backbone: Backbone, *, batch_norm: bool) -> Unfreezing:
     """What a text of the forms above means for a backbone.
 

@@ -41,7 +41,10 @@ class Views:
         if self.kind not in KINDS:
             raise UserError(f"there are no views {self.kind!r}; choose {' or '.join(KINDS)}")
         if self.kind == "corners" and self.count not in _CORNERS:
-            raise UserError(f"centre and corners are 5 views, 10 with their mirror images, not {self.count}")
+            raise UserError(
+                f"centre and corners are 5 views, 10 with their mirror images, not {self.count}; random:{self.count} "
+                "draws as many"
+            )
         if self.kind == "random" and not 2 <= self.count <= _MOST:
             raise UserError(f"{self.count} random views are impossible; give from 2 (one of them plain) to {_MOST}")
 

@@ -35,7 +35,7 @@ from pipeline.sources import source_text
 from pipeline.views import Views, draws
 from pipeline.windows import Window
 from pipeline.writing import check_outputs, write_csv, write_json
-from stages.console import Display, counted, row_unit, sampling_words, window_words
+from stages.console import Display, counted, input_words, row_unit, sampling_words, window_words
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
 
@@ -167,6 +167,11 @@ def _bank(
     config: ClassifyConfig, path: Path, found: pd.DataFrame, backbone: Backbone, device: torch.device, display: Display
 ) -> bool:
     """Run the network over the videos into a bank. Returns whether it was interrupted."""
+    if backbone.window.kind == "flow" and not backbone.weights.startswith("file:"):
+        raise UserError(
+            f"{backbone.weights} of {backbone.name} were learnt on pictures, and know no classes of motion; bank the "
+            "motion (framebank extract --flow) and train a head on it."
+        )
     if config.views is not None:
         draws(config.views, backbone.preprocessing, "")  # a UserError now, rather than in a thread
     options = ReadOptions(
@@ -183,7 +188,10 @@ def _bank(
     inflated = " inflated to 3D" if backbone.inflated else ""
     classes = counted(backbone.feature_shape[0], "class", "classes")
     display.field("Network", f"{backbone.name}{inflated}, {backbone.weights}, {classes}")
-    display.field("Frames", f"{sampling_words(recipe['sampling'])}; {window_words(recipe)}")
+    display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {backbone.preprocessing.preset}")
+    display.field("Frames", sampling_words(recipe["sampling"]))
+    if {"window", "views"} & recipe.keys():
+        display.field("Rows", window_words(recipe))
     display.field("Computing", f"{precision} on {device.type}")
     batch_size = choose_batch_size(config.batch_size, device, None, backbone.window)
     encoding = make_encoding(backbone, recipe, options, device, batch_size, "")

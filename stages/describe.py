@@ -112,6 +112,10 @@ def one_video(path: Path, video_id: str) -> None:
             else "none (--image-fps gives one)"
         )
         display.field("Time", clock)
+        if bank.config["recipe"].get("window", {}).get("kind") == "clip":
+            first = bank.frames(video_id)[0]
+            if repeated := len(first) - len(set(first.tolist())):
+                display.field("Padded", f"shorter than a clip: its last frame stands for {repeated} more")
         flat = plain.reshape(len(plain), -1)
         norms, steps = np.linalg.norm(flat, axis=1), np.linalg.norm(np.diff(flat, axis=0), axis=1)
         change = f"; change from row to row {steps.mean():.4g} on average" if len(steps) else ""

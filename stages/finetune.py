@@ -49,7 +49,7 @@ from pipeline.sources import source_text
 from pipeline.splits import Fold
 from pipeline.starting_point import StartingPoint, bank_of, find_sources, open_bank, open_run
 from pipeline.training import OnEpoch
-from pipeline.unfreezing import Group, Unfreezing, groups_of, read_unfreezing
+from pipeline.unfreezing import Group, Unfreezing, groups_of, has_batch_norm, read_unfreezing
 from stages import finetune_words as words
 from stages.console import Display, counted
 from stages.training_run import Asked, Loaded, Train, Trained, begin, load, train_and_score
@@ -196,7 +196,15 @@ def _run(config: FinetuneConfig, threads: int) -> int:
         joint = _joint(config, opened, banks, device)
         first = head_of(start.head(opened.loaded.material, folds[0], 0))
         plan, kept = _plan(config, opened, joint, first, asked.config["finetune"], device, threads)
-        words.show_trained(display, first, learning.pca, plan, opened.groups)
+        words.show_trained(
+            display,
+            first,
+            learning.pca,
+            plan,
+            opened.groups,
+            has_batch_norm=has_batch_norm(start.backbone.module.net),
+            random=start.backbone.weights.startswith("random"),
+        )
         words.show_plan(display, plan, kept, config.augment, config.views, resumed=state == runs.UNFINISHED)
         frames = {"frames_embedded": len(banks) * int(joint.sequences.lengths.sum()), "frames_trained": 0}
 

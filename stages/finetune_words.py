@@ -11,7 +11,7 @@ from pipeline.heads import Head
 from pipeline.joining import Joined
 from pipeline.unfreezing import Group
 from stages.console import Display, counted, megabytes
-from stages.training_words import head_words
+from stages.training_words import head_words, selection_words
 
 
 def show_backbone(display: Display, backbone: Backbone, precision: str, device: str) -> None:
@@ -40,8 +40,18 @@ def _frozen(halves: Halves) -> str:
     return f"{1 - halves.share:.0%} of the computation, up to {halves.prefix.layer} ({shape})"
 
 
-def show_trained(display: Display, head: Head, pca: int | None, plan: JointPlan, groups: Sequence[Group]) -> None:
-    """The table of what trains: from which epoch, how many parameters, at which learning rate."""
+def show_trained(
+    display: Display,
+    head: Head,
+    pca: int | None,
+    plan: JointPlan,
+    groups: Sequence[Group],
+    *,
+    has_batch_norm: bool,
+    random: bool,
+) -> None:
+    """The table of what trains: from which epoch, how many parameters, at which learning rate; of a network that has
+    BatchNorm or not, its weights random or not."""
     count = sum(parameter.numel() for parameter in head.parameters())
     rows = [("1", "head", f"{count:,}", f"{plan.fit.learning_rate:.2g}")]
     rows += [(str(group.epoch + 1), group.name, f"{group.count:,}", f"{group.rate:.2g}") for group in groups]
@@ -52,7 +62,10 @@ def show_trained(display: Display, head: Head, pca: int | None, plan: JointPlan,
             f"  {row[0]:>{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}".rstrip()
         )
     norm = "trains" if plan.unfreezing.batch_norm else "stays frozen, statistics and all"
-    display.line(f"  (all else is frozen; BatchNorm in the backbone {norm})")
+    of_norm = f"; BatchNorm in the backbone {norm}" if has_batch_norm else ""
+    display.line(f"  (all else is frozen{of_norm})")
+    if has_batch_norm and random and not plan.unfreezing.batch_norm:
+        display.field("Note", "random weights have no statistics that BatchNorm should keep; see --train-batch-norm")
     display.field("Head", head_words(head.config, pca))
 
 
@@ -66,11 +79,11 @@ def show_plan(
     chosen = plan.selection
     drawn = f" in {counted(views, 'banked view')}" if views else ", drawn anew in every epoch"
     augmented = f", augmented by {', '.join(parts)}{drawn}" if parts else ""
-    frames = "" if chosen.rule == "all" else f", frames by {chosen.rule} {chosen.amount:g}"
+    frames = selection_words(chosen)
     display.field(
         "Training",
         f"{counted(fit.epochs, 'epoch')}{stop}, batches of {fit.batch_size}{steps} videos and at most "
-        f"{fit.max_steps:,} frames, {fit.optimizer}, {fit.schedule} schedule{frames}{augmented}",
+        f"{fit.max_steps:,} rows, {fit.optimizer}, {fit.schedule} schedule{frames}{augmented}",
     )
     how = "computed again in the backward pass" if plan.recompute else "kept for the backward pass"
     display.field(

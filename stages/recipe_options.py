@@ -62,8 +62,16 @@ class Filled(Headed):
         typed, *_ = self.make_parser(ctx).parse_args(args=list(args))
         if "recipe" in typed and not ctx.resilient_parsing:
             recipe = read_recipe(find(str(typed["recipe"]), SHIPPED), SHIPPED)
+            ctx.meta[__name__] = recipe
             ctx.default_map = fill(self, ctx, recipe, set(typed))
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Say which recipe it is, then run."""
+        if __name__ in ctx.meta and not ctx.params.get("quiet"):
+            recipe: Recipe = ctx.meta[__name__]
+            click.echo(f"Recipe      {recipe.name}: {recipe.summary}")
+        return super().invoke(ctx)
 
 
 def fill(command: click.Command, ctx: click.Context, recipe: Recipe, typed: Collection[str]) -> dict[str, Any]:

@@ -92,6 +92,8 @@ def show_recipe(
     display.field("Frames", sampling_words(recipe["sampling"]))
     if {"window", "views"} & recipe.keys():
         display.field("Rows", window_words(recipe))
+    if backbone.window.kind == "flow" and not backbone.weights.startswith("random"):
+        display.field("Note", "weights that were learnt on pictures are a beginning for training, and know no motion")
     display.field("Computing", f"{recipe['precision']} on {device}, stored as {recipe['store']}")
 
 

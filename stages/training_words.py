@@ -16,10 +16,11 @@ from pipeline.bank import Bank
 from pipeline.heads import Head, HeadConfig
 from pipeline.material import Material
 from pipeline.metrics import higher_is_better
+from pipeline.selection import Selection
 from pipeline.standardisation import Standardisation
 from pipeline.targets import Targets
 from pipeline.training import Plan
-from stages.console import Display, counted, interval_words, number, plain_time
+from stages.console import Display, counted, interval_words, number, plain_time, window_words
 
 _SHOWN_CLASSES = 30
 _PLAIN_SECONDS = 10.0
@@ -46,7 +47,8 @@ def show_task(
     for bank in banks:
         recipe = bank.config["recipe"]
         shape = " × ".join(map(str, recipe["feature_shape"]))
-        display.field("Bank", f"{bank.path}: {counted(len(bank), 'video')}, {recipe['backbone']} ({shape})")
+        rows = f"; {window_words(recipe)}" if {"window", "views"} & recipe.keys() else ""
+        display.field("Bank", f"{bank.path}: {counted(len(bank), 'video')}, {recipe['backbone']} ({shape}){rows}")
     lengths = material.sequences[0].lengths
     per = "frame" if targets.per_frame else "video"
     labels = f", {counted(len(targets.labels), 'class', 'classes')}" if targets.labels else ""
@@ -65,7 +67,8 @@ def show_task(
 
 def head_words(head: HeadConfig, pca: int | None = None) -> str:
     """ "centred, changes over 4, PCA 64, bidirectional GRU 128 × 2, attention pool, MLP 128"."""
-    parts = ["centred"] if head.centre else []
+    parts = [f"maps by {head.spatial}"] if head.spatial else []
+    parts += ["centred"] if head.centre else []
     parts += [f"differences over {', '.join(map(str, head.deltas))}"] if head.deltas else []
     parts += [f"changes over {', '.join(map(str, head.changes))}"] if head.changes else []
     parts += [f"PCA {pca}"] if pca else []
@@ -73,6 +76,7 @@ def head_words(head: HeadConfig, pca: int | None = None) -> str:
     if head.cell == "none":
         parts += ["no recurrence"]
     else:
+        parts += ["dropout masks of a sequence"] if head.variational_dropout else []
         layers = f" × {head.layers} layers" if head.layers > 1 else ""
         parts += [f"{'bidirectional ' if head.bidirectional else ''}{head.cell.upper()} {head.hidden}{layers}"]
     parts += [f"MLP {', '.join(map(str, head.step_mlp))} at every step"] if head.step_mlp else []
@@ -80,6 +84,15 @@ def head_words(head: HeadConfig, pca: int | None = None) -> str:
     parts += ["batch norm"] if head.norm == "batch" else []
     parts += [f"MLP {', '.join(map(str, head.mlp))}"] if head.mlp else []
     return ", ".join(parts)
+
+
+def selection_words(selection: Selection) -> str:
+    """Which rows are seen, as ", rows by --window 32, the mean of 5 draws in testing"; "" for all."""
+    if selection.rule == "all":
+        return ""
+    name = "window" if selection.rule == "crop" else selection.rule
+    draws = f", the mean of {selection.test_crops} draws in testing" if selection.test_crops > 1 else ""
+    return f", rows by --{name} {selection.amount:g}{draws}"
 
 
 def show_plan(display: Display, plan: Plan, material: Material, *, resumed: bool) -> None:
@@ -91,7 +104,7 @@ def show_plan(display: Display, plan: Plan, material: Material, *, resumed: bool
     display.field("Head", f"{heads}{head_words(plan.head, plan.pca)} · {parameters:,} parameters")
     stop = f", stops after {fit.patience} without improvement" if fit.patience else ""
     chosen = plan.selection
-    frames = "" if chosen.rule == "all" else f", frames by {chosen.rule} {chosen.amount:g}"
+    frames = selection_words(chosen)
     display.field(
         "Training",
         f"{counted(fit.epochs, 'epoch')}{stop}, batches of {fit.batch_size}, {fit.optimizer} {fit.learning_rate:g}, "

@@ -15,9 +15,11 @@ import pytest
 
 from pipeline.bank import Bank
 from pipeline.samples import make_samples
+from pipeline.windows import Window
 from stages import demo
 from stages.cli import main
 from stages.console import counted, interval_words, megabytes, number, plain_time
+from stages.options import read_window
 from tests.banks import fill
 from tests.commands import SETTINGS, extract, framebank
 
@@ -96,6 +98,31 @@ def test_a_mistake_gets_a_hint_and_status_2(
     assert result.exit_code == 2
     assert hint in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--clip-stride", "2"], "say with --clip-length how long they are"),
+        (["--clip-stride", "2", "--backbone", "vgg_m"], "say with --clip-length how long they are"),
+        (["--clip-stride", "2", "--stack", "3"], "--clip-stride and --stack exclude one another"),
+        (["--clip-length", "4", "--stack", "3"], "--clip-length and --stack exclude one another"),
+        (["--clip-length", "4", "--clip-stride", "2", "--flow", "3"], "--clip-length and --flow exclude one another"),
+    ],
+)
+def test_what_a_row_is_made_of_is_said_in_full_and_once(arguments: list[str], said: str, data: Path, out: Path) -> None:
+    done = framebank("extract", data, "--out", out, "--weights", "random", *arguments)
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+    assert not out.exists()
+
+
+def test_the_clips_of_a_video_network_have_a_length_of_its_own() -> None:
+    words = ["d", "-o", "o", "--backbone", "r3d_18", "--clip-stride", "2"]
+    with main.commands["extract"].make_context("extract", words) as context:
+        asked = dict(context.params)
+        read_window(asked)
+    assert asked["window"] == Window("clip", 16, 2)
 
 
 def test_describe_gives_the_overview(bank: Path) -> None:

@@ -1,5 +1,6 @@
 """Stage three through the command: what trains, that all ways of computing it agree, what it leaves behind."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,17 @@ import pandas as pd
 import pytest
 import torch
 
+from pipeline.bank import Bank
+from pipeline.bundles import load_bundle
+from pipeline.encoder import native_bf16
+from pipeline.errors import UserError
+from pipeline.gathering import find_all
+from pipeline.rescoring import embedded_anew
 from pipeline.video_model import VideoModel
 from tests.clips import make_clip
-from tests.commands import framebank, said
+from tests.commands import extract, framebank, said
 from tests.finetuning import (
+    QUICK_HEAD,
     SGD,
     Start,
     backbone_of,
@@ -305,3 +313,66 @@ def test_a_first_video_of_one_frame_is_no_reason_not_to_train_batch_norm(tmp_pat
     small = start_of(tmp_path, data, network=("--backbone", "resnet18", "--image-size", 32))
     done = finetune(small, tmp_path / "out", "--unfreeze", 1, "--train-batch-norm", "--epochs", 1)
     assert done.exit_code == 0, done.output
+
+
+CPU = torch.device("cpu")
+CLIPS = ("--weights", "random", "--image-size", 32, "--clip-length", 4, "--clip-stride", 2, "--device", "cpu")
+INFLATED = ("--backbone", "squeezenet1_1", "--inflate")
+
+
+def made_of_clips(folder: Path, precision: str, network: tuple[object, ...] = INFLATED) -> Start:
+    """A network in three dimensions, whose clips begin every 2 frames, on the CPU."""
+    start = Start(make_clips(folder / "data", 6, 32), folder / "bank.h5", folder / "run")
+    for done in (
+        extract(start.data, start.bank, *CLIPS, *network, "--precision", precision),
+        framebank("train-head", start.bank, "--out", start.run, *QUICK_HEAD, "--cell", "none", "--test-share", 0.4),
+    ):
+        assert done.exit_code == 0, done.output
+    return start
+
+
+@pytest.mark.skipif(not native_bf16(CPU), reason="this CPU does not compute in bfloat16 itself")
+@pytest.mark.parametrize(
+    "network", [INFLATED, pytest.param(("--backbone", "r3d_18"), marks=pytest.mark.slow)], ids=lambda words: words[1]
+)
+def test_3d_convolutions_are_trained_in_float32_on_the_cpu(network: tuple[object, ...], tmp_path: Path) -> None:
+    """torch's bfloat16 gradients of them are wrong there, while the embeddings of a bank are right."""
+    start = made_of_clips(tmp_path, "bf16", network)
+    words = ("--unfreeze", 1, "--epochs", 1, "--device", "cpu")
+    anew = (*CLIPS, *network, "--bank", start.bank, "--hidden", 4, "--cell", "none", "--test-share", 0.4)
+    for name, begun in (("headed", ("--head", start.run)), ("anew", anew)):
+        call = ("finetune", start.data, *begun, *words, "--out", tmp_path / name)
+        done = framebank(*call, "--precision", "bf16")
+        assert done.exit_code == 2
+        assert "bfloat16 gradients of 3D convolutions on the CPU are not to be trusted" in done.stderr
+        assert "give --precision fp32" in done.stderr
+        assert not (tmp_path / name).exists()
+        done = framebank(*call)
+        assert done.exit_code == 0, done.output
+        assert said(done, "Note").startswith(f"{network[1]} is trained in float32: torch's bfloat16 gradients")
+        kept = json.loads((tmp_path / name / "model.json").read_text())["members"][0]["banks"][0]["config"]["recipe"]
+        assert kept["precision"] == "fp32"
+    with Bank(start.bank) as bank:
+        assert bank.config["recipe"]["precision"] == "bf16"
+
+
+def test_a_clip_of_other_frames_around_the_same_middle_is_noticed(tmp_path: Path) -> None:
+    start = made_of_clips(tmp_path, "fp32")
+    clip = start.data / "class0" / "clip00.mp4"
+    whole, short = (list(np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), np.uint8)) for n in (4, 3))
+    make_clip(clip, size=(32, 32), images=short)
+    assert extract(start.data, start.bank, *CLIPS, *INFLATED).exit_code == 0
+    out = finetuned(start, tmp_path / "out", "--unfreeze", 1, "--epochs", 1, "--device", "cpu")
+    found, _ = find_all([start.data])
+
+    def embed() -> list[list[int]]:
+        with (
+            Bank(start.bank) as bank,
+            embedded_anew(load_bundle(out), found, bank, device=CPU, on_progress=lambda _: None) as anew,
+        ):
+            return anew.frames("class0/clip00").tolist()
+
+    assert embed() == [[0, 1, 2, 2]]
+    make_clip(clip, size=(32, 32), images=whole)  # one clip as before, its middle frame 2 as before
+    with pytest.raises(UserError, match=r"1 of 6 videos are not what was banked, e\.g\. class0/clip00"):
+        embed()

@@ -85,6 +85,14 @@ def test_neither_a_head_nor_weights(start: Start, tmp_path: Path) -> None:
     assert "--head RUN" in done.stderr
 
 
+@pytest.mark.parametrize("fuse", ["svm", "mean"])
+def test_heads_of_several_banks_are_not_fused(fuse: str, start: Start, tmp_path: Path) -> None:
+    done = framebank("finetune", start.data, "--out", tmp_path / "out", "--weights", "random", "--fuse", fuse)
+    assert done.exit_code == 2
+    assert f"--fuse {fuse} fuses the heads of several banks, and fine-tuning has one" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_out_folder_is_the_heads_run_or_something_else(own: Start, tmp_path: Path) -> None:
     assert "is the run that --head names" in refused(own, own.run, "--bank", own.bank)
     mine = tmp_path / "mine"

@@ -2,7 +2,9 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from threading import Barrier
 from types import ModuleType
 
 import cv2
@@ -15,6 +17,7 @@ from torchvision.models.optical_flow import Raft_Large_Weights, raft_small
 
 from pipeline.errors import UserError
 from pipeline.flow import Flow, measuring, mirrored, quantised, still
+from tests.commands import extract
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 OPENCV = ("dis", "tvl1")
@@ -111,6 +114,20 @@ def test_it_is_the_same_on_every_thread(method: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(together, alone * 2, strict=True))
 
 
+def test_dis_forgets_the_pair_before() -> None:
+    """At this size OpenCV's own object does not: what it measures depends on what it has measured."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randint(256, (3, 42, 42), dtype=torch.uint8, generator=generator) for _ in range(4)]
+    pairs = [*pairwise(noise), *(shifted(step, 1 - step, 42) for step in range(3))]
+    measure = measuring(Flow())
+    there = [measure(*pair) for pair in pairs]
+    back = [measure(*pair) for pair in reversed(pairs)][::-1]
+    alone = [measuring(Flow())(*pair) for pair in pairs]
+    for one, two, three in zip(there, back, alone, strict=True):
+        assert torch.equal(one, three)
+        assert torch.equal(two, three)
+
+
 def reference(first: Tensor, second: Tensor, state: dict[str, Tensor], room: int) -> Tensor:
     """RAFT by torchvision alone."""
     network = raft_small(weights=None).eval()
@@ -153,6 +170,28 @@ def test_raft_is_torchvisions(raft: tuple[Path, dict[str, Tensor]], size: int, r
         "weights_sha256": described["weights_sha256"],
     }
     assert flow.recorded() == {"weights": "file:raft.safetensors"}
+
+
+def test_raft_is_the_same_on_every_thread(raft: tuple[Path, dict[str, Tensor]]) -> None:
+    """torchvision's network keeps what it is working on in its modules."""
+    flow = Flow("raft", weights=str(raft[0]))
+    if flow.network.device.type != "cpu":
+        pytest.skip("threads take turns on a GPU")
+    pairs = [shifted(step, 1 - step, 48) for step in range(4)]
+    measure = measuring(flow)
+    alone = [measure(*pair) for pair in pairs]
+    assert not any(torch.equal(one, alone[0]) for one in alone[1:])
+    begin = Barrier(4)
+
+    def thread(first: int) -> list[Tensor]:
+        own = measuring(flow)
+        begin.wait()
+        return [own(*pair) for pair in (pairs[first:] + pairs[:first])]
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(thread, range(4)))
+    for first, found in enumerate(together):
+        assert all(torch.equal(one, other) for one, other in zip(found, alone[first:] + alone[:first], strict=True))
 
 
 def test_other_weights_are_another_way(raft: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
@@ -240,3 +279,10 @@ def test_squares_that_are_too_small_are_refused(method: str) -> None:
     with pytest.raises(UserError, match=r"11×11.*--image-size of 12"):
         measuring(Flow(method))(small, small)
     assert measuring(Flow(method))(*shifted(0, 0, 12)).tolist() == still(12).tolist()
+
+
+def test_squares_that_are_too_small_are_refused_before_any_bank_is_made(data: Path, out: Path) -> None:
+    done = extract(data, out, "--backbone", "resnet18", "--flow", 2, "--image-size", 8)
+    assert done.exit_code == 2
+    assert "8×8 pixels; give an --image-size of 12" in done.stderr
+    assert sorted(path.name for path in out.parent.iterdir()) == ["data"]

@@ -84,3 +84,44 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], said: str, bank: P
     assert done.exit_code == 2
     assert said in " ".join(done.stderr.split())
     assert not (tmp_path / "run").exists()
+
+
+RECIPE = """
+summary = "s"
+source = "x"
+[train-head]
+hidden = 8
+epochs = 2
+pca = 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "idle"),
+    [
+        ('optimizer = "adamw"\nmomentum = 0.5', "--momentum would change nothing: it is for --optimizer sgd"),
+        ('schedule = "cosine"\nstep-epochs = 3', "--step-epochs would change nothing"),
+        ('read = "last"', "--read would change nothing"),
+        ("folds = 2\ntest-share = 0.3", "--test-share would change nothing: --folds decides the parts"),
+    ],
+)
+def test_what_a_recipe_says_in_vain_is_refused(lines: str, idle: str, bank: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(RECIPE + lines)
+    done = framebank("train-head", bank, "--out", tmp_path / "run", "--recipe", tmp_path / "mine.toml")
+    assert done.exit_code == 2
+    assert idle in " ".join(done.stderr.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_recipe_says_gives_way_to_what_is_typed(bank: Path, tmp_path: Path) -> None:
+    lines = 'optimizer = "sgd"\nmomentum = 0.5\nschedule = "step"\nstep-epochs = 3\ntest-share = 0.3'
+    (tmp_path / "mine.toml").write_text(RECIPE + lines)
+    call = ("train-head", bank, "--recipe", tmp_path / "mine.toml")
+    typed = ("--optimizer", "adamw", "--schedule", "cosine", "--folds", 2)
+    done = framebank(*call, *typed, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    fit = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["fit"]
+    assert (fit["optimizer"], fit["schedule"]) == ("adamw", "cosine")
+    done = framebank(*call, *typed, "--momentum", 0.5, "--out", tmp_path / "other")
+    assert done.exit_code == 2
+    assert "--momentum would change nothing" in done.stderr

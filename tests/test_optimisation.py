@@ -47,6 +47,13 @@ def test_step_schedule() -> None:
     assert rates(config, 1) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
+def test_steps_are_counted_from_the_end_of_the_warm_up() -> None:
+    config = FitConfig(epochs=45, schedule="step", step_epochs=10, step_factor=0.1, warmup=10 / 45)
+    rising = [(epoch + 0.5) / 10 for epoch in range(10)]
+    falling = [0.1**drops for drops in range(4) for _ in range(10)][:35]
+    assert rates(config, 1) == pytest.approx(rising + falling)
+
+
 def test_plateau_is_torchs() -> None:
     draw = random.Random(0)
     for _ in range(20):

@@ -138,6 +138,12 @@ def test_typed_options_make_those_that_they_exclude_give_way(tmp_path: Path) -> 
     assert (typed["stack"], typed["flow"], typed["flow_method"]) == (3, None, None)
     typed = params("extract", "--recipe", "r3d", "--clip-length", "4")
     assert (typed["clip_length"], typed["clip_stride"]) == (4, None), "8 frames apart would leave some out"
+    for typed in (params("extract", "--recipe", "i3d", *more) for more in (["--stack", "3"], ["--flow", "3"])):
+        assert (typed["clip_length"], typed["clip_stride"], typed["inflate"]) == (None, None, False)
+    typed = params("extract", "--recipe", "i3d", "--clip-stride", "3")
+    assert (typed["clip_length"], typed["clip_stride"], typed["inflate"]) == (64, 3, True)
+    assert params("extract", "--recipe", "i3d", "--clip-length", "8")["inflate"] is True
+    assert params("extract", "--recipe", "lip-vggm", "--clip-stride", "4")["stack"] is None
     typed = params("extract", "--recipe", own(tmp_path, "[extract]\nfps = 5\n"), "--stride", "2")
     assert (typed["fps"], typed["stride"]) == (None, 2)
 
@@ -223,8 +229,10 @@ def test_a_network_by_itself_is_told_by_the_table_of_extract(tmp_path: Path) -> 
         (
             "finetune",
             '[train-head]\nfoo = 1\n[finetune]\nunfreeze = "1"\n',
-            "[train-head]",
+            "[train-head] has a key 'foo', which is no option of `framebank train-head`",
         ),
+        ("finetune", "[train-head]\nhiden = 1\n", "did you mean hidden?"),
+        ("predict", '[extract]\nbakbone = "r3d_18"\n', "did you mean backbone?"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_one_line_that_names_it(command: str, text: str, said: str, tmp_path: Path) -> None:
@@ -261,6 +269,14 @@ def test_switches_can_be_turned_off_and_on(tmp_path: Path) -> None:
     assert (filled["prefix"], filled["recompute"]) == (False, False)
     recipe = own(tmp_path, "[finetune]\nno-prefix-bank = false\n")
     assert params("finetune", "--recipe", recipe, "--head", "x")["prefix"] is True
+    assert params("extract", "--recipe", "i3d")["inflate"] is True
+    assert params("extract", "--recipe", "i3d", "--no-inflate")["inflate"] is False
+
+
+def test_a_mark_of_utf8_at_the_beginning_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    """Some editors write it."""
+    (tmp_path / "mine.toml").write_text(HEAD + "[train-head]\nhidden = 9\n", "utf-8-sig")
+    assert params("train-head", "--recipe", str(tmp_path / "mine.toml"))["hidden"] == 9
 
 
 def test_recipes_are_listed_and_shown() -> None:
@@ -279,12 +295,19 @@ def test_recipes_are_listed_and_shown() -> None:
 
 def test_what_is_for_a_run_and_what_is_for_a_network_by_itself(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "other").mkdir()
     for arguments, said in (
         (["predict", "run"], "Missing VIDEO"),
         (["predict", "run", "v.mp4", "--clip-length", "3"], "--clip-length is for a network by itself"),
         (["predict", "v.mp4", "--recipe", "r3d", "--segments", "s.csv"], "--segments is of the head of RUN"),
         (["predict", str(tmp_path), "v.mp4", "--recipe", "r3d"], "is a run, whose head decides"),
+        (["predict", "v.mp4", str(tmp_path), "--recipe", "r3d"], "is a run, whose head decides"),
         (["predict", "v.mp4", "--recipe", "r3d", "--weights", "a", "--weights", "b"], "give --weights once"),
+        (["predict", "v.mp4", "--recipe", own(tmp_path, '[predict]\nframes = "f.csv"\n')], "--frames is of the head"),
+        (
+            ["predict", "v.mp4", "--recipe", own(tmp_path / "other", '[predict]\nsegments = "s.csv"\n')],
+            "--segments is of the head of RUN",
+        ),
     ):
         result = framebank(*arguments)
         assert result.exit_code == 2

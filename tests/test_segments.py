@@ -1,5 +1,6 @@
 """Segments on the clocks of real banks, and predictions made segments again."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import pytest
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.frame_labels import Extent, Spans, read_spans
+from pipeline.sampling import Sampling
 from pipeline.segments import IGNORED, Clock, clocks, ids_meant, place, rows_of, segments_of, smooth
+from pipeline.windows import FRAME, Window
 from tests.banks import fill
+from tests.clips import make_clip
+from tests.test_rows import bank_rows, job, options_of
 
 NOTHING = frozenset[str]()
 
@@ -24,6 +29,15 @@ def clock(steps: int, fps: float = 10.0, stride: int = 1, begin: int = 0) -> Clo
 
 def timeless(steps: int, frames: int = -1) -> Clock:
     return Clock(np.full(steps, np.nan), np.arange(steps) * 2, np.nan, np.nan, frames)
+
+
+def of_clips(steps: int, fps: float = 10.0, length: int = 6, stride: int = 3, frames: int | None = None) -> Clock:
+    """Clips of consecutive frames; without a rate, without times."""
+    first = np.arange(steps) * stride
+    frames = first[-1] + length if frames is None else frames
+    timed = fps or np.nan
+    times = (first + (length - 1) / 2) / timed
+    return Clock(times, first + length // 2, timed, frames / timed, frames, (0, length - 1))
 
 
 def spans(*rows: tuple[str, float, float, str], unit: str = "seconds", **more) -> Spans:
@@ -250,7 +264,68 @@ def test_segments_of_frames_without_a_clock():
     assert segments_of("a", np.array([0, 0, 1]), timeless(3), ["sit", "run"])["end_frame"].tolist() == [4, 6]
 
 
-@pytest.mark.parametrize("make", [lambda: clock(300, fps=30000 / 1001, stride=3, begin=1), lambda: timeless(300, 600)])
+@pytest.mark.parametrize(("fps", "unit"), [(10.0, 0.1), (0, 1)])
+def test_segments_of_clips_end_halfway_between_their_middles(fps: float, unit: float):
+    """Clips of frames 0 to 5, 3 to 8, 6 to 11 and 9 to 14: middles 2.5, 5.5, 8.5, 11.5, or frames 3, 6, 9, 12."""
+    table = segments_of("a", np.array([0, 1, 0, 0]), of_clips(4, fps), ["sit", "run"])
+    between = [4, 7] if fps else [5, 8]  # of frames 3 and 6 the later half begins at 5
+    edges = np.array([0, *between, 15]) * unit
+    assert table.iloc[:, 1].tolist() == pytest.approx(edges[:-1])
+    assert table.iloc[:, 2].tolist() == pytest.approx(edges[1:])
+    one = segments_of("a", np.array([1]), of_clips(1, fps), ["sit", "run"])
+    assert one.iloc[0, 1:3].tolist() == pytest.approx([0, 6 * unit])
+
+
+def clock_of_a_bank(folder: Path, count: int, window: Window, stride: int) -> Clock:
+    """Of a real video of so many frames, 10 a second, of which every `stride`-th is taken."""
+    options = replace(options_of(window), sampling=Sampling(stride=stride))
+    clip = make_clip(folder / "a.mp4", frames=count)
+    return clocks(bank_rows(folder / "bank.h5", [job(clip)], options)[0])["a"]
+
+
+@pytest.mark.parametrize(
+    ("count", "window", "stride", "edges"),
+    [
+        (9, Window("clip", 4, 2), 1, [0, 0.25, 0.45, 0.6, 0.9]),  # the last clip is shifted back
+        (18, Window("clip", 4, 2), 2, [0, 0.5, 0.9, 1.2, 1.8]),
+        (3, Window("clip", 6, 3), 1, [0, 0.3]),  # the last frame is repeated
+        (4, Window("stack", 3), 1, [0, 0.1, 0.2, 0.3, 0.4]),
+        (4, FRAME, 2, [0, 0.2, 0.4]),
+    ],
+)
+def test_segments_of_a_bank_begin_and_end_with_the_video(tmp_path, count, window, stride, edges):
+    known = clock_of_a_bank(tmp_path, count, window, stride)
+    table = segments_of("a", np.arange(len(edges) - 1), known, list("abcd"))
+    assert table["start"].tolist() == pytest.approx(edges[:-1])
+    assert table["end"].tolist() == pytest.approx(edges[1:])
+
+
+@pytest.mark.parametrize(
+    ("count", "window", "stride", "edges"),
+    [
+        (9, Window("clip", 4, 2), 1, [0, 3, 5, 7, 9]),
+        (18, Window("clip", 4, 2), 2, [0, 6, 10, 13, 18]),
+        (3, Window("clip", 6, 3), 1, [0, 3]),
+        (4, Window("stack", 3), 1, [0, 1, 2, 3, 4]),
+        (4, FRAME, 2, [0, 2, 4]),
+    ],
+)
+def test_segments_of_a_bank_without_times_begin_and_end_with_the_video(tmp_path, count, window, stride, edges):
+    known = clock_of_a_bank(tmp_path, count, window, stride)
+    table = segments_of("a", np.arange(len(edges) - 1), known._replace(seconds=known.seconds * np.nan), list("abcd"))
+    assert table[["start_frame", "end_frame"]].to_numpy().tolist() == [list(pair) for pair in pairwise(edges)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: clock(300, fps=30000 / 1001, stride=3, begin=1),
+        lambda: timeless(300, 600),
+        lambda: of_clips(300, 30000 / 1001, 16, 8),
+        lambda: of_clips(300, 0, 7, 1),
+        lambda: of_clips(300, 0, 4, 4),
+    ],
+)
 @pytest.mark.parametrize("several", [False, True])
 def test_written_segments_read_back_are_the_same(tmp_path, make, several):
     generator = np.random.default_rng(1)

@@ -135,6 +135,13 @@ def test_what_lrcn_repeats_and_misses_is_said(counts, amount):
     assert ("repeats" in said or "misses" in said) == bool(said)
 
 
+def test_lrcn_takes_no_more_rows_than_anybody_means():
+    assert Selection("lrcn", 1024).amount == 1024
+    with pytest.raises(UserError, match="lrcn got 1025; it always takes as many, so give at most 1024"):
+        Selection("lrcn", 1025)
+    assert Selection("tail", 1025).amount == 1025  # of a video that has fewer it takes all
+
+
 def test_other_selections_need_no_caution():
     assert caution(Selection("lrcn", 5), np.array([5, 10, 25])) == ""
     assert caution(Selection("lrcn", 4), np.array([3, 40])) == (

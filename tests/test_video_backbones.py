@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -290,6 +291,15 @@ def test_the_encoder_takes_rows_of_any_window(name: str) -> None:
         torch.from_numpy(encode(batch)), expected, rtol=0, atol=1e-5 * float(expected.abs().max())
     )
     assert all(torch.equal(torch.from_numpy(encode(batch)), torch.from_numpy(encode(batch))) for _ in range(2))
+
+
+def test_s3d_runs_in_bfloat16_on_the_cpu() -> None:
+    """Though torch's avg_pool3d does not there. Rounding: 8 bits of each number."""
+    backbone = load_backbone("s3d", weights="random", window=Window("clip", 14))  # 224×224: its last pool takes no less
+    batch = torch.randint(256, (1, *backbone.input_shape), dtype=torch.uint8)
+    expected = backbone.module(normalise(backbone.preprocessing, batch, backbone.window)).numpy()
+    encode, _ = make_encoder(backbone, CPU, "bf16", 1)
+    assert 0 < np.linalg.norm(encode(batch) - expected) < 0.03 * np.linalg.norm(expected)
 
 
 def test_batches_of_clips_hold_as_many_frames_as_batches_of_frames() -> None:
