@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from pipeline.flow import Flow
-from pipeline.rows import ReadOptions
-from pipeline.views import Views, draws
 
 from pipeline import bank as banks
 from pipeline import resuming
@@ -31,9 +28,12 @@ from pipeline.extraction import (
     with_region,
 )
 from pipeline.features import records
+from pipeline.flow import Flow
+from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.sealing import disk_errors
 from pipeline.videos import Found, absolute_path, find_videos, probe_videos
+from pipeline.views import Views, draws
 from pipeline.windows import Window
 from stages import summary
 from stages.console import Display, megabytes, plain_time, row_unit, sampling_words, window_words
