@@ -21,6 +21,7 @@ networks       names of networks -> their weights, preprocessing and windows
 augmentation   random changes of a clip, the same for all of its frames
 flow           the motion between two prepared frames, as pixels
 views          several crops of a video, banked side by side
+timing         where the time of a run goes: decoding, preparing, forward, writing, waiting
 rows           the rows of a video before the network: frames decoded, prepared and put together by windows
 first_convolution  an image network's first convolution made to see stacks of frames or of motion
 inflation      an image network -> a network of clips, with its weights (I3D)

@@ -10,6 +10,7 @@ Memory is bounded by a batch per lane and by what `pipeline.sealing` keeps back,
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from pipeline.frames import Decoded
 from pipeline.rows import ReadOptions, Row, read_rows
 from pipeline.sealing import PartWriter, VideoSink
 from pipeline.sources import source_digest
+from pipeline.timing import Spent, shares
 from pipeline.views import described
 
 _SHOW_SECONDS = 0.25
@@ -40,6 +42,7 @@ class Progress:
     frames: int = 0  # rows embedded, those of videos that failed or were dropped later among them
     partial: int = 0
     padded: int = 0  # videos shorter than one clip, whose last frame was repeated
+    time: dict[str, float] = field(default_factory=dict)  # at the end, see `pipeline.timing.shares`
 
 
 @dataclass
@@ -66,6 +69,7 @@ class _Lane:
         shape = options.window.input_shape(options.preprocessing.crop)
         self.inputs = torch.zeros(batch_size, *shape, dtype=torch.uint8)
         self.owners: list[_Video] = []  # of the filled places
+        self.spent = Spent()
         self.views = len(options.draws(""))
         self.options, self.encode, self.writer, self.progress = options, encode, writer, progress
 
@@ -94,7 +98,7 @@ class _Lane:
         """Decode one video into the batch, embedding whenever it is full."""
         decoded = Decoded()
         try:
-            with closing(read_rows(video.row, self.options, decoded)) as rows:
+            with closing(read_rows(video.row, self.options, decoded, self.spent)) as rows:
                 for row in rows:
                     if stop.is_set() or video.ended:
                         return
@@ -122,7 +126,8 @@ class _Lane:
 
     def flush(self) -> None:
         """Embed the batch and give each video its rows. Places past the filled ones are leftovers that nobody reads."""
-        embeddings = self.encode(self.inputs)
+        with self.spent.on("forward"):
+            embeddings = self.encode(self.inputs)
         owners, self.owners = self.owners, []
         first = 0
         for _, group in groupby(owners, key=id):
@@ -130,7 +135,8 @@ class _Lane:
             video, own = places[0], embeddings[first : first + len(places)]
             first += len(places)
             if not video.ended:
-                self.give(video, own)
+                with self.spent.on("writing"):
+                    self.give(video, own)
 
     def give(self, video: _Video, embeddings: np.ndarray) -> None:
         """Hand the rows on that have all of their embeddings now: (n, …) float32 more of them, view after view."""
@@ -221,11 +227,15 @@ def extract_videos(
     """
     take = _shared(rows)
     errors: list[BaseException] = []
+    spent: list[Spent] = []
+    begun = time.perf_counter()
 
     def work() -> None:
         try:
             torch.set_num_threads(threads_per_lane)
-            _Lane(options, encode, batch_size, writer, progress).run(take(), stop)
+            lane = _Lane(options, encode, batch_size, writer, progress)
+            spent.append(lane.spent)
+            lane.run(take(), stop)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the calling thread raises it
             errors.append(error)
             stop.set()
@@ -244,6 +254,7 @@ def extract_videos(
     finally:
         for thread in threads:
             thread.join()
+        progress.time = shares(spent, time.perf_counter() - begun)
         writer.seal()
     if errors:
         raise errors[0]

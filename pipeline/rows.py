@@ -8,7 +8,7 @@ Motion is measured on frames as they were filmed: where a view mirrors them, the
 """
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +24,7 @@ from pipeline.flow import Flow, measuring, mirrored, still
 from pipeline.frames import Decoded, read_frames
 from pipeline.preprocessing import Preprocessing
 from pipeline.sampling import Sampling
+from pipeline.timing import Spent
 from pipeline.views import Views, draws
 from pipeline.windows import FRAME, Window, seconds_of, windows
 
@@ -153,13 +154,16 @@ class Assembler:
         return self._motions[pair]
 
 
-def read_rows(row: Mapping[str, Any], options: ReadOptions, decoded: Decoded) -> Generator[Row, None, None]:
+def read_rows(
+    row: Mapping[str, Any], options: ReadOptions, decoded: Decoded, spent: Spent | None = None
+) -> Generator[Row, None, None]:
     """Yield the rows of one video, decoding as far as the next one needs.
 
     Args:
         row: of the table of `pipeline.videos.find_videos`.
         options: how.
         decoded: filled in as by `pipeline.frames.read_frames`.
+        spent: takes the time of decoding and of preparing.
 
     Raises:
         VideoError: as `read_frames`; rows may have been yielded then.
@@ -177,6 +181,15 @@ def read_rows(row: Mapping[str, Any], options: ReadOptions, decoded: Decoded) ->
         allow_partial=options.allow_partial,
     )
     with closing(reading):
-        shown = (assembler.show(frame.rgb, frame.seconds, frame.index) for frame in reading)
-        for frames in windows(options.window, shown):
-            yield assembler.row(frames)
+        spent = spent or Spent()
+
+        def shown() -> Iterator[Shown]:
+            for frame in spent.taking("decoding", reading):
+                with spent.on("preparing"):
+                    prepared = assembler.show(frame.rgb, frame.seconds, frame.index)
+                yield prepared
+
+        for frames in windows(options.window, shown()):
+            with spent.on("preparing"):
+                assembled = assembler.row(frames)
+            yield assembled

@@ -1,6 +1,7 @@
 """What `framebank extract` says: what was found, how it will be embedded, and at the end what came of it."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,13 @@ def show_recipe(
     display.field("Computing", f"{recipe['precision']} on {device}, stored as {recipe['store']}")
 
 
+def time_words(shares: Mapping[str, float]) -> str:
+    """How the time of a run was spent: "decoding 21 %, preparing 30 %, …; most goes into preparing"."""
+    most = max(shares, key=lambda part: shares[part])
+    limits = "waiting for a free device or disk" if most == "waiting" else f"most of it {most}"
+    return f"{', '.join(f'{part} {share:.0%}' for part, share in shares.items())}: {limits}"
+
+
 def show_result(display: Display, out: Path, plan: Plan, progress: Progress, folded: str, seconds: float) -> None:
     """Banked, updated, failed; the size of the bank; how to go on."""
     with Bank(out) as bank:
@@ -113,6 +121,8 @@ def show_result(display: Display, out: Path, plan: Plan, progress: Progress, fol
             f"{counted(progress.videos_sealed, 'video')} · {counted(progress.rows_sealed, unit)} in "
             f"{plain_time(seconds)} ({progress.frames / seconds:.0f} {unit}s/s){partial}{dropped}",
         )
+        if progress.time:
+            display.field("Time", time_words(progress.time))
     if len(plan.done):
         display.field("Skipped", f"{counted(len(plan.done), 'video')} done before")
     if len(plan.updates):
