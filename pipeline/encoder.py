@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbone import Backbone
+from pipeline.allocator import keep_memory
+from pipeline.backbone import Backbone, FeatureExtractor
 from pipeline.errors import UserError
+from pipeline.folding import folded
 from pipeline.preprocessing import normalise
 from pipeline.windows import FRAME, Window
 
@@ -72,8 +74,9 @@ def choose_batch_size(
     return max(1, frames // window.length) if window.kind == "clip" else frames
 
 
-def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network on a device, in a precision, as it is fastest there; changed in place."""
+def placed(module: FeatureExtractor, device: torch.device, dtype: torch.dtype) -> FeatureExtractor:
+    """A frozen float32 network on a device, in a precision, as it is fastest there; changed in place."""
+    module.net = folded(module.net)
     module = channels_last(module.to(device, dtype))
     if device.type == "cpu" and dtype != torch.float32:
         for parent in list(module.modules()):
@@ -111,6 +114,9 @@ def in_channels_last(tensor: Tensor) -> Tensor:
 def make_encoder(backbone: Backbone, device: torch.device, precision: str, batch_size: int) -> tuple[Encode, int]:
     """Put the backbone on the device and try one batch, halving the batch size while the device has no room for it.
 
+    On a CPU this process's allocator is told, once, to keep what it has: batches are all of one size, and a third of
+    the time of a small network would go into getting the same memory from the kernel again for each.
+
     Returns:
         the encoder, from (B, *input_shape) uint8 rows to (B, D) or (B, C, H, W) float32 embeddings, and B.
 
@@ -119,6 +125,8 @@ def make_encoder(backbone: Backbone, device: torch.device, precision: str, batch
     """
     dtype = PRECISIONS[precision]
     turn = threading.Lock() if device.type != "cpu" else nullcontext()
+    if device.type == "cpu":
+        keep_memory()
     module = placed(backbone.module, device, dtype)
 
     @torch.inference_mode()
