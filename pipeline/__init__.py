@@ -15,7 +15,7 @@ gathering      several folders, manifests and files -> one table of videos
 sources        what a source file was when it was banked: has it changed since?
 checkpoints    a weights file -> state dict, without executing anything
 downloads      weights that torchvision publishes -> their file, downloaded once and checked
-preprocessing  a frame -> the network's input, bit for bit as its weights' own transforms
+preprocessing  a frame -> the network's input, as its weights' own transforms make it of an image
 video_nets     the networks that torchvision lacks: R2D, f-R2D, rMC3, VGG-M, slow fusion
 networks       names of networks -> their weights, preprocessing and windows
 augmentation   random changes of a clip, the same for all of its frames
@@ -29,6 +29,8 @@ backbone       a name -> frozen CNN cut at a layer, its preprocessing and featur
 blocks         the pieces of a backbone that a person would name, in order, and how deep they lie
 unfreezing     which pieces of a backbone train, from which epoch on, at which learning rate; the rest is frozen
 halves         a backbone -> the part before what trains, and the part from there on
+folding        frozen BatchNorm folded into the convolution before it
+allocator      the C library's allocator told to keep what it has
 encoder        full batches of prepared frames -> embeddings, on any device and precision
 features       one HDF5 file of banked videos: schema, writer, reader; the only file that imports h5py
 lock           one holder at a time, by a file with a heartbeat

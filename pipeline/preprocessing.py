@@ -1,10 +1,14 @@
 """Preprocessing travels with the weights: each torchvision weight's own `transforms()`, split in two.
 
 `prepare` is the part for one frame (region, resize, crop), from uint8 to uint8; `normalise` is the part for a batch
-(to [0, 1], minus mean, over standard deviation), from uint8 to float32, on whatever device the batch is. One after the
-other equal `weights.transforms()` on the frame as a uint8 tensor bit for bit: the same operations in the same order
-and precision (the resize in float32, antialiased, rounded back to uint8), only without the pixels that the crop
-drops and without copies.
+(to [0, 1], minus mean, over standard deviation), from uint8 to float32, on whatever device the batch is.
+
+Frames are resized as torchvision's v2 transforms resize uint8 tensors, antialiased in whole numbers. That is Pillow's
+own way, with which image weights were trained and evaluated: of frames of real videos one to three values in a thousand
+differ from `weights.transforms()` on a Pillow image, by one level of 256 (bicubic, one in a million by two). On a uint8
+tensor `transforms()` itself resizes in float32, which is slower and further from it: one value in ten differs, bicubic
+by up to 24 levels. The weights of torchvision's video networks want no antialiasing; there `prepare` and `normalise`
+equal `weights.transforms()` on the uint8 tensor bit for bit.
 
 How a frame of any shape becomes the network's square of S×S pixels, the three ways to `fit`:
 
@@ -73,7 +77,7 @@ class Preprocessing:
 
     def describe(self) -> dict[str, Any]:
         """All that decides a pixel's value, for JSON; so not the preset's name."""
-        description = asdict(self)
+        description = asdict(self) | {"arithmetic": "uint8" if self.antialias else "float32"}
         del description["preset"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in description.items()}
 
@@ -155,19 +159,22 @@ def _cut(rgb: Tensor, region: tuple[int, int, int, int]) -> Tensor:
 def _resize(preprocessing: Preprocessing, image: Tensor, resized: tuple[int, ...], corner: tuple[int, ...]) -> Tensor:
     """(3, H, W) uint8 resized to `resized` (height, width); of that, the S×S (or less) from `corner` (top, left) on.
 
-    The operations of torchvision's `resize` on a uint8 tensor, but clamped and rounded after the crop, not before.
+    The operations of torchvision's `resize` on a uint8 tensor: v2's with antialiasing; without, those of
+    `transforms()`, but clamped and rounded after the crop, not before.
     """
     size = preprocessing.crop
     top, left = corner
     window = (slice(None), slice(top, top + size), slice(left, left + size))
     if image.shape[1:] == resized:
         return image[window].clone(memory_format=torch.contiguous_format)
+    if preprocessing.antialias:
+        pixels = F.interpolate(image[None], size=resized, mode=preprocessing.interpolation, antialias=True)[0][window]
+        return pixels.clone(memory_format=torch.contiguous_format)
     pixels = F.interpolate(
         image.unsqueeze(0).to(torch.float32, memory_format=torch.contiguous_format),
         size=resized,
         mode=preprocessing.interpolation,
         align_corners=False,
-        antialias=preprocessing.antialias,
     )[0][window]
     if preprocessing.interpolation == "bicubic":  # which overshoots
         pixels = pixels.clamp(0, 255)

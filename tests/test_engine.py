@@ -1,17 +1,17 @@
 """The engine against a plain loop in torch: the same rows, whichever videos share a batch, whatever goes wrong."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import torch
 from torchvision.models import get_model, get_model_weights
 
 from pipeline import bank as banks
-from pipeline.backbone import load_backbone
+from pipeline.backbone import FeatureExtractor, load_backbone
 from pipeline.bank import Bank
 from pipeline.encoder import (
     choose_batch_size,
@@ -26,7 +26,8 @@ from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.sealing import PartWriter
 from tests.banks import config, row
-from tests.clips import make_clip
+from tests.clips import make_clip, plain
+from tests.transforms import WHOLE_NUMBERS, Shown, in_whole_numbers, of_image
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -69,14 +70,21 @@ def extract(
     return Bank(out)
 
 
-def reference(path: Path, name: str, module: torch.nn.Module, transforms: Any) -> np.ndarray:
+def reference(path: Path, module: torch.nn.Module, transforms: Any, shown: Shown) -> np.ndarray:
     """The plain loop: PyAV frame by frame, the weights' own transforms, a batch of one."""
-    rows = []
-    with av.open(str(path)) as container, torch.inference_mode():
-        for frame in container.decode(video=0):
-            image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-            rows.append(module(transforms(image)[None])[0].numpy())
-    return np.stack(rows)
+    with torch.inference_mode():
+        return np.stack([module(shown(transforms, frame)[None])[0].numpy() for frame in plain(path)])
+
+
+def assert_rows_are_those_of_the_plain_loop(
+    rows: np.ndarray, path: Path, module: torch.nn.Module, transforms: Any
+) -> None:
+    """Up to rounding where torchvision resizes as we do; and nearly so where Pillow resizes."""
+    of_images = reference(path, module, transforms, of_image)
+    assert rows.shape == of_images.shape
+    assert relative_error(rows, of_images) <= 5e-3
+    if WHOLE_NUMBERS:
+        assert relative_error(rows, reference(path, module, transforms, in_whole_numbers)) <= 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +132,7 @@ def test_rows_equal_the_plain_loop(name: str, headless: Any, clips: list[Path], 
     transforms = get_model_weights(name).DEFAULT.transforms()
     with extract(tmp_path / "bank.h5", [job(clip) for clip in clips[:3]], backbone, lanes=2) as bank:
         for clip in clips[:3]:
-            expected = reference(clip, name, headless(state), transforms)
-            assert bank[clip.stem].shape == expected.shape
-            assert relative_error(bank[clip.stem], expected) <= 1e-5
+            assert_rows_are_those_of_the_plain_loop(bank[clip.stem], clip, headless(state), transforms)
 
 
 @pytest.mark.slow
@@ -147,7 +153,7 @@ def test_rows_of_real_videos_equal_the_plain_loop(name: str, headless: Any, shar
     with extract(tmp_path / "bank.h5", [job(video) for video in videos], backbone, lanes=2) as bank:
         state = torch.load(weights, weights_only=True)
         for video in videos:
-            assert relative_error(bank[video.stem], reference(video, name, headless(state), transforms)) <= 1e-5
+            assert_rows_are_those_of_the_plain_loop(bank[video.stem], video, headless(state), transforms)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -279,22 +285,21 @@ def test_memory_does_not_grow_with_the_length_of_a_video(small: Any, tmp_path: P
         assert bank["long"].shape == (3000, 512)
 
 
-class OutOfMemoryOnce(torch.nn.Module):
-    """Stands for a GPU with room for two frames."""
+class Crowded(FeatureExtractor):
+    """A network on what stands for a GPU with room for two frames."""
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        if len(frames) > 2:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 2:
             raise torch.OutOfMemoryError
-        return frames.mean(dim=(2, 3))
+        return super().forward(images)
 
 
 def test_a_batch_that_does_not_fit_is_halved(small: Any) -> None:
-    from dataclasses import replace
-
-    crowded = replace(small, module=OutOfMemoryOnce(), feature_shape=(3,))
+    module = small.module
+    crowded = replace(small, module=Crowded(module.net, layout=module.layout, average=module.average))
     encode, batch_size = make_encoder(crowded, CPU, "fp32", 16)
     assert batch_size == 2
-    assert encode(torch.zeros(2, 3, 48, 48, dtype=torch.uint8)).shape == (2, 3)
+    assert encode(torch.zeros(2, 3, 48, 48, dtype=torch.uint8)).shape == (2, 512)
 
 
 def test_devices_precisions_and_batch_sizes() -> None:

@@ -17,7 +17,7 @@ from torchvision.models import get_model
 
 from pipeline import bank as banks
 from pipeline.augmentation import Augmentation, apply, draw
-from pipeline.backbone import Backbone, load_backbone
+from pipeline.backbone import Backbone, FeatureExtractor, load_backbone
 from pipeline.bank import Bank
 from pipeline.engine import Progress
 from pipeline.errors import UserError
@@ -262,19 +262,17 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(tmp_path: Path, o
 def slow(prefix: Backbone, quick: int) -> Backbone:
     """A prefix that takes its time after a number of quick batches, so that something is left to interrupt."""
 
-    class Slow(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module, self.batches = prefix.module, 0
+    class Slow(FeatureExtractor):
+        batches = 0
 
-        def forward(self, images: torch.Tensor) -> Any:
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
             self.batches += 1
             if self.batches > quick:
                 time.sleep(0.3)
-            return self.module(images)
+            return super().forward(images)
 
-    module: Any = Slow()
-    return replace(prefix, module=module)
+    module = prefix.module
+    return replace(prefix, module=Slow(module.net, layout=module.layout, average=module.average))
 
 
 def test_the_size_is_known_beforehand(data: Path, out: Path, prefix: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
