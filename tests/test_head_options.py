@@ -57,7 +57,7 @@ def test_frames_that_lrcn_repeats(segments: bool, bank: Path, tmp_path: Path) ->
         assert done.exit_code == 0, done.output
         kept = json.loads((run / "config.json").read_text())["config"]["selection"]
         assert kept == {"rule": "lrcn", "amount": amount, "test_crops": 1}
-        assert f"frames by lrcn {amount}" in done.stdout
+        assert f"rows by --lrcn {amount}" in done.stdout
         metrics = pd.read_csv(run / "metrics.csv")
         assert np.isfinite(metrics["train_loss"]).all()
         if not segments:
