@@ -4,7 +4,8 @@ What the joined model computes from frames (or from the activations banked at th
 holds, and its scores must be those that the head gives there. They are not the same bit for bit: the bank stores
 float16, and another batch shape or autocast rounds otherwise. How far half precision may be apart is measured on
 ImageNet weights (MobileNetV2 in bfloat16, the worst of those tried, is within 0.08); a head reads small changes about
-a video's mean, in which rounding weighs more, so scores may differ more than embeddings; wrong preprocessing, channels
+a video's mean, in which rounding weighs more, so scores may differ more than embeddings, most where a bank in bfloat16
+meets a network in float32, of random weights whose embeddings are all nearly the same; wrong preprocessing, channels
 in another order, other weights or swapped videos are off by far more.
 """
 
@@ -25,7 +26,7 @@ from pipeline.video_model import VideoModel
 
 VIDEOS = 6
 _MOST_ROWS = 512  # of a video that is looked at, if there are shorter ones
-TOLERANCES = {True: (0.005, 0.02), False: (0.15, 0.1)}  # of embeddings and scores; whether all was done in float32
+TOLERANCES = {True: (0.005, 0.02), False: (0.15, 0.25)}  # of embeddings and scores; whether all was done in float32
 
 
 class Joined(NamedTuple):
