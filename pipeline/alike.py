@@ -22,9 +22,10 @@ from pipeline.bundles import BACKBONE_FILE, Bundle, check_recipe, load_bundle
 from pipeline.encoder import choose_batch_size, choose_precision
 from pipeline.engine import Progress
 from pipeline.errors import UserError
-from pipeline.extraction import embed, flow_of, make_encoding, reading_of, recipe_of, window_in, with_region
+from pipeline.extraction import embed, flow_of, make_encoding, reading_of, recipe_of, with_region
 from pipeline.resuming import with_state
 from pipeline.sampling import Sampling
+from pipeline.windows import window_in
 
 _RANDOM = re.compile(r"random \(seed (\d+)\)")
 

@@ -23,7 +23,7 @@ import pandas as pd
 from pipeline import features as hdf5
 from pipeline.errors import UserError
 from pipeline.lock import hold, is_running
-from pipeline.windows import Window
+from pipeline.windows import window_in
 
 _ABANDONED_SECONDS = 24 * 3600.0
 _OPEN_FILES = 64  # of a bank in thousands of parts, so as not to run out of file descriptors
@@ -320,7 +320,7 @@ class Bank(Mapping[str, np.ndarray]):
 
     @property
     def _frames_per_row(self) -> int:
-        return Window(**self.config["recipe"].get("window", {})).frames
+        return window_in(self.config["recipe"]).frames
 
     def verify(self) -> list[tuple[str, str]]:
         """Read everything. Returns (id, what is wrong) pairs; an empty list means that the bank is sound."""

@@ -71,7 +71,7 @@ def choose_batch_size(
     if banked is not None and banked.get("device") == device.type:
         return int(banked["batch_size"])
     frames = BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
-    return max(1, frames // window.length) if window.kind == "clip" else frames
+    return max(1, frames // window.depth)
 
 
 def placed(module: FeatureExtractor, device: torch.device, dtype: torch.dtype) -> FeatureExtractor:

@@ -32,7 +32,7 @@ from pipeline.sampling import Sampling
 from pipeline.sealing import PartWriter, disk_errors
 from pipeline.sources import source_text
 from pipeline.views import Views
-from pipeline.windows import FRAME, Window
+from pipeline.windows import FRAME, window_in
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,6 @@ def flow_of(made: Mapping[str, Any]) -> Flow | None:
             "file back."
         )
     return flow
-
-
-def window_in(recipe: Mapping[str, Any]) -> Window:
-    """What of a video makes one row of a bank, by its recipe."""
-    return Window(**recipe.get("window", {}))
 
 
 def existing_bank(out: Path) -> Bank | None:

@@ -21,6 +21,7 @@ from pipeline.features import records
 from pipeline.frame_labels import Extent, Spans
 from pipeline.ids import readable, split_suffix
 from pipeline.videos import VIDEO_SUFFIXES
+from pipeline.windows import window_in
 
 IGNORED = -100  # the class of a frame that nobody labelled: no loss, no metric (the default of torch's cross-entropy)
 
@@ -64,7 +65,7 @@ def clocks(bank: Bank, ids: Iterable[str] | None = None) -> dict[str, Clock]:
         ids: the videos; None for all.
     """
     wanted = None if ids is None else set(ids)
-    of_clips = bank.config["recipe"].get("window", {}).get("kind") == "clip"
+    of_clips = window_in(bank.config["recipe"]).kind == "clip"
     made = {}
     for row in records(bank.catalog):
         video_id = row["id"]

@@ -15,7 +15,7 @@ where one number is wanted; the row's time is that frame's, and of a clip the mi
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -95,6 +95,11 @@ class Window:
 
 
 FRAME = Window()
+
+
+def window_in(recipe: Mapping[str, Any]) -> Window:
+    """What of a video makes one row of a bank, by the recipe in its config: a frame, where that names no window."""
+    return Window(**recipe.get("window", {}))
 
 
 def windows(window: Window, items: Iterable[_T]) -> Iterator[list[_T]]:

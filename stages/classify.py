@@ -35,7 +35,7 @@ from pipeline.sources import source_text
 from pipeline.views import Views, draws
 from pipeline.windows import Window
 from pipeline.writing import check_outputs, write_csv, write_json
-from stages.console import Display, counted, input_words, row_unit, sampling_words, window_words
+from stages.console import Display, counted, input_words, plain_frames, row_unit, sampling_words, window_words
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
 
@@ -190,7 +190,7 @@ def _bank(
     display.field("Network", f"{backbone.name}{inflated}, {backbone.weights}, {classes}")
     display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {backbone.preprocessing.preset}")
     display.field("Frames", sampling_words(recipe["sampling"]))
-    if {"window", "views"} & recipe.keys():
+    if not plain_frames(recipe):
         display.field("Rows", window_words(recipe))
     display.field("Computing", f"{precision} on {device.type}")
     batch_size = choose_batch_size(config.batch_size, device, None, backbone.window)

@@ -69,9 +69,14 @@ def sampling_words(sampling: Mapping[str, Any]) -> str:
     return "every frame" if stride == 1 else f"one in {stride}"
 
 
+def plain_frames(recipe: Mapping[str, Any]) -> bool:
+    """Whether each row of a bank is one frame, seen once."""
+    return "window" not in recipe and "views" not in recipe
+
+
 def row_unit(recipe: Mapping[str, Any]) -> str:
     """What one row of a bank is called: a frame, where it is of one."""
-    return "row" if {"window", "views"} & recipe.keys() else "frame"
+    return "frame" if plain_frames(recipe) else "row"
 
 
 def window_words(recipe: Mapping[str, Any]) -> str:

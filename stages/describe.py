@@ -10,7 +10,17 @@ import pandas as pd
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.videos import label_order
-from stages.console import Display, counted, input_words, megabytes, plain_time, sampling_words, window_words
+from pipeline.windows import window_in
+from stages.console import (
+    Display,
+    counted,
+    input_words,
+    megabytes,
+    plain_frames,
+    plain_time,
+    sampling_words,
+    window_words,
+)
 
 _SHOWN_CLASSES = 30
 
@@ -24,7 +34,7 @@ def overview(path: Path) -> None:
         parts = f", in {counted(len(bank.parts), 'part')}" if bank.parts else ""
         display.field("Bank", f"{path}: {megabytes(bank.nbytes)}{parts}")
         display.field("Videos", f"{len(catalog):,} · {counted(rows, 'row')} · {_lengths(catalog)}")
-        special = {"window", "views"} & recipe.keys()
+        special = not plain_frames(recipe)
         views = [recipe["views"]["count"]] if "views" in recipe else []
         shape = ", ".join(map(str, [*views, "T", *recipe["feature_shape"]]))
         display.field("Features", f"({shape}) {recipe['store']}{'' if special else ', one row per frame taken'}")
@@ -112,7 +122,7 @@ def one_video(path: Path, video_id: str) -> None:
             else "none (--image-fps gives one)"
         )
         display.field("Time", clock)
-        if bank.config["recipe"].get("window", {}).get("kind") == "clip":
+        if window_in(bank.config["recipe"]).kind == "clip":
             first = bank.frames(video_id)[0]
             if repeated := len(first) - len(set(first.tolist())):
                 display.field("Padded", f"shorter than a clip: its last frame stands for {repeated} more")

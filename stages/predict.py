@@ -26,7 +26,7 @@ from pipeline.predictions import Predictions, predict
 from pipeline.sources import source_text
 from pipeline.targets import SEPARATOR
 from pipeline.writing import check_outputs, write_csv, write_json
-from stages.console import Display, counted, sampling_words, window_words
+from stages.console import Display, counted, plain_frames, sampling_words, window_words
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
 _SHOWN_LABELS = 4
@@ -131,7 +131,7 @@ def _bank(
     for alike in loaded:
         shape = "×".join(map(str, alike.backbone.feature_shape))
         backbone = f"{alike.backbone.name}, layer {alike.backbone.layer} ({shape}), {alike.backbone.weights}"
-        rows = f"; {window_words(alike.recipe)}" if {"window", "views"} & alike.recipe.keys() else ""
+        rows = f"; {window_words(alike.recipe)}" if not plain_frames(alike.recipe) else ""
         display.field("Backbone", f"{backbone}; {sampling_words(alike.recipe['sampling'])}{rows}")
         for note in alike.notes:
             display.field("Note", note)

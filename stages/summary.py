@@ -14,7 +14,17 @@ from pipeline.features import CATALOG, records
 from pipeline.networks import presets
 from pipeline.resuming import Plan
 from pipeline.videos import COLUMNS, Found, label_order
-from stages.console import Display, counted, input_words, megabytes, plain_time, row_unit, sampling_words, window_words
+from stages.console import (
+    Display,
+    counted,
+    input_words,
+    megabytes,
+    plain_frames,
+    plain_time,
+    row_unit,
+    sampling_words,
+    window_words,
+)
 
 _SHOWN_CLASSES = 8
 _SHOWN_FAILURES = 10
@@ -91,7 +101,7 @@ def show_recipe(
     doubt = " (assumed: --preset says which goes with this file)" if assumed else ""
     display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {preset}{doubt}")
     display.field("Frames", sampling_words(recipe["sampling"]))
-    if {"window", "views"} & recipe.keys():
+    if not plain_frames(recipe):
         display.field("Rows", window_words(recipe))
     if backbone.window.kind == "flow" and not backbone.weights.startswith("random"):
         display.field("Note", "weights that were learnt on pictures are a beginning for training, and know no motion")

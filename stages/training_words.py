@@ -20,7 +20,7 @@ from pipeline.selection import Selection
 from pipeline.standardisation import Standardisation
 from pipeline.targets import Targets
 from pipeline.training import Plan
-from stages.console import Display, counted, interval_words, number, plain_time, window_words
+from stages.console import Display, counted, interval_words, number, plain_frames, plain_time, window_words
 
 _SHOWN_CLASSES = 30
 _PLAIN_SECONDS = 10.0
@@ -47,7 +47,7 @@ def show_task(
     for bank in banks:
         recipe = bank.config["recipe"]
         shape = " × ".join(map(str, recipe["feature_shape"]))
-        rows = f"; {window_words(recipe)}" if {"window", "views"} & recipe.keys() else ""
+        rows = f"; {window_words(recipe)}" if not plain_frames(recipe) else ""
         display.field("Bank", f"{bank.path}: {counted(len(bank), 'video')}, {recipe['backbone']} ({shape}){rows}")
     lengths = material.sequences[0].lengths
     per = "frame" if targets.per_frame else "video"
