@@ -22,7 +22,7 @@ from pipeline.preprocessing import normalise
 from pipeline.windows import FRAME, Window
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BATCH_SIZES = {"cpu": 16, "mps": 64, "cuda": 128}  # frames; of clips, as many as have so many frames together
+BATCH_SIZES = {"cpu": 8, "mps": 64, "cuda": 128}  # frames; of clips, as many as have so many frames together
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
 Encode = Callable[[Tensor], np.ndarray]

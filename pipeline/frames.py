@@ -36,7 +36,7 @@ from typing import NamedTuple, cast
 import av
 import numpy as np
 from av.container import InputContainer
-from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import SideData, SideDataContainer
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -335,7 +335,9 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, int, int]:
     FFmpeg's display matrix a b u c d v x y w takes (x, y) to (a x + c y, b x + d y). Angles between quarter turns
     count as the nearest.
     """
-    matrix = cast(Mapping[str, SideData], frame.side_data).get("DISPLAYMATRIX")
+    # Not `frame.side_data`: it and the frame would hold each other, and frames would stay until a garbage collection.
+    container = cast(Callable[[av.VideoFrame], Mapping[str, SideData]], SideDataContainer)
+    matrix = container(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return False, 1, 1
     a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))

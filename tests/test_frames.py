@@ -1,5 +1,6 @@
 """Frames are all there, exact and at their real times, of videos and of folders of images."""
 
+import gc
 import re
 from concurrent.futures import ThreadPoolExecutor
 from math import nan
@@ -67,6 +68,18 @@ def test_a_frame_stays_valid_after_the_next_and_after_the_end(tmp_path):
     kept = [(frame.rgb, frame.rgb.copy()) for frame in read_frames(str(path), "video", ALL, Decoded())]
     for rgb, copy in kept:
         np.testing.assert_array_equal(rgb, copy)
+
+
+def test_frames_let_go_of_are_freed_at_once(tmp_path):
+    path = make_clip(tmp_path / "a.mp4")
+    gc.collect()
+    gc.disable()  # which comes round seldom beside a large program: what waits for it is as good as kept
+    try:
+        before = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+        assert len(read(path)) > 5
+        assert sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 def test_variable_frame_rate_and_real_times(tmp_path):

@@ -303,9 +303,9 @@ def test_s3d_runs_in_bfloat16_on_the_cpu() -> None:
 
 
 def test_batches_of_clips_hold_as_many_frames_as_batches_of_frames() -> None:
-    assert choose_batch_size("auto", CPU) == choose_batch_size("auto", CPU, window=FRAME) == 16
-    assert choose_batch_size("auto", CPU, window=Window("stack", 5)) == 16
-    assert choose_batch_size("auto", CPU, window=Window("clip", 5, 2)) == 3
+    assert choose_batch_size("auto", CPU) == choose_batch_size("auto", CPU, window=FRAME) == 8
+    assert choose_batch_size("auto", CPU, window=Window("stack", 5)) == 8
+    assert choose_batch_size("auto", CPU, window=Window("clip", 4, 2)) == 2
     assert choose_batch_size("auto", torch.device("cuda"), window=window_of("s3d")) == 2
     assert choose_batch_size("auto", CPU, window=window_of("s3d")) == 1
     assert choose_batch_size("7", CPU, window=window_of("s3d")) == 7
