@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from scipy.special import softmax
 
 from pipeline.bank import Bank, differences
 from pipeline.calibration import tempered
@@ -113,6 +112,8 @@ def _fused(bundle: Bundle, scores: list[np.ndarray]) -> np.ndarray:
     """The members' scores, each (n, K), as one (n, K)."""
     if bundle.fusion == "svm":
         assert bundle.svm is not None
+        from scipy.special import softmax  # not at the top: extraction reads bundles too, and starts without SciPy
+
         return softmax(np.hstack(scores) @ bundle.svm[:, :-1].T + bundle.svm[:, -1], axis=1).astype(np.float32)
     return scores[0] if len(scores) == 1 else np.mean(scores, axis=0)
 

@@ -1,9 +1,10 @@
-"""What makes probabilities mean what they say, fitted on held-out scores: a temperature, and a threshold per label."""
+"""What makes probabilities mean what they say, fitted on held-out scores: a temperature, and a threshold per label.
+
+SciPy and scikit-learn are imported where they are needed: they take most of a second, and what only reads a bundle
+(`framebank extract` with the weights of a fine-tuned run) needs neither.
+"""
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, logit, softmax
-from sklearn.metrics import precision_recall_curve
 
 _TINY = 1e-12  # probabilities are kept this far from 0 and 1 before their logarithm is taken
 _PRIOR_SD = 0.5  # of the temperature's logarithm: most heads are off by less than a factor of 1.6
@@ -13,6 +14,8 @@ def tempered(kind: str, probability: np.ndarray, temperature: float) -> np.ndarr
     """Probabilities (n, K) with their logits divided by a temperature; values are left alone."""
     if kind == "value" or temperature == 1.0:
         return probability
+    from scipy.special import expit, logit, softmax
+
     safe = np.clip(probability.astype(np.float64), _TINY, 1 - _TINY)
     if kind == "class":
         return softmax(np.log(safe) / temperature, axis=-1).astype(np.float32)
@@ -30,6 +33,9 @@ def fit_temperature(kind: str, probability: np.ndarray, target: np.ndarray) -> f
         probability: (n, K).
         target: (n,) int64 classes, or (n, K) 0 and 1.
     """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax, logit
+
     safe = np.clip(probability.astype(np.float64), _TINY, 1 - _TINY)
 
     def loss(log_temperature: float) -> float:
@@ -45,6 +51,8 @@ def fit_temperature(kind: str, probability: np.ndarray, target: np.ndarray) -> f
 
 def fit_thresholds(probability: np.ndarray, target: np.ndarray) -> np.ndarray:
     """(K,) float32: for each label the threshold of highest F1 on held-out scores (n, K); 0.5 where it never occurs."""
+    from sklearn.metrics import precision_recall_curve
+
     thresholds = np.full(target.shape[1], 0.5, np.float32)
     for label in range(target.shape[1]):
         if target[:, label].any():
