@@ -1,5 +1,6 @@
 """What every test may lean on: the real data where it is there, and random generators put back after each test."""
 
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,11 @@ import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Where tests run side by side, every process has its core: threads that wait for each other across them take ten times
+# as long. Set before anything loads torch, and for the processes that tests start as well.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from pipeline.bank import Bank
 from pipeline.bundles import load_bundle, score_bundle
 from pipeline.errors import UserError
 from pipeline.heads import HeadConfig
-from pipeline.optimisation import FitConfig
 from pipeline.rescoring import in_terms_of
 from pipeline.sealing import PartWriter
 from pipeline.segments import IGNORED
@@ -53,7 +52,7 @@ def names_of(first: int, last: int) -> list[str]:
 
 
 def trained(folder: Path, bank: Path, **changes: Any) -> Path:
-    settings: dict[str, Any] = {"folds": 2, "head": HeadConfig(hidden=4), "fit": FitConfig(epochs=2), **changes}
+    settings: dict[str, Any] = {"folds": 2, "head": HeadConfig(hidden=4), "epochs": 2, **changes}
     train(TrainHeadConfig(banks=(bank,), out=folder / "run", device="cpu", quiet=True, **settings))
     return folder / "run"
 

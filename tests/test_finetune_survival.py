@@ -1,12 +1,12 @@
 """Fine-tuning that is killed, interrupted, or done by two processes: it comes to the same end."""
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,61 +17,17 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
 from tests.finetuning import SGD, Start, chances, far_apart, finetuned, losses, make_clips, start_of
+from tests.killing import Runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
-# Forked children start in milliseconds where a fresh interpreter needs seconds to import torch; the kills are as real.
-DRIVER = """
-import json, os, sys
-import torch, torchvision, av, h5py, pandas, sklearn.linear_model, matplotlib.pyplot
+SETUP = """
+import sklearn.linear_model, matplotlib.pyplot
 torch.set_num_threads(1)
 from pipeline import fitting
-from stages import cli, extract, finetune, finetune_options
+from stages import finetune, finetune_options
 fitting.CHECKPOINT_SECONDS = 0.0
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        os.close(0)
-        os.dup2(2, 1)
-        try:
-            cli.main(json.loads(line))
-        except SystemExit as done:
-            os._exit(int(done.code or 0))
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            os._exit(99)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
 """
 FILES = ("backbone.safetensors", "model.safetensors", "predictions.csv", "splits.csv")
-
-
-class Runs:
-    """Calls of the command, each in a process of its own that can be killed."""
-
-    def __init__(self) -> None:
-        self.driver = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", DRIVER],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
-        )  # fmt: skip
-
-    def start(self, words: list[str]) -> int:
-        assert self.driver.stdin is not None
-        assert self.driver.stdout is not None
-        print(json.dumps(words), file=self.driver.stdin, flush=True)
-        return int(self.driver.stdout.readline())
-
-    def status(self) -> int:
-        """Wait for the call: its exit status, or minus the signal that killed it."""
-        assert self.driver.stdout is not None
-        return os.waitstatus_to_exitcode(int(self.driver.stdout.readline()))
-
-    def close(self) -> None:
-        assert self.driver.stdin is not None
-        assert self.driver.stdout is not None
-        self.driver.stdin.close()
-        assert self.driver.wait(30) == 0
-        self.driver.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +37,10 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
 
 
 @pytest.fixture
-def runs() -> Runs:
-    return Runs()
+def runs() -> Iterator[Runs]:
+    made = Runs(SETUP)
+    yield made
+    made.close()
 
 
 def words(start: Start, out: Path, *more: object) -> list[str]:
@@ -114,12 +72,12 @@ def test_killed_again_and_again_it_comes_to_the_same_end(
     start: Start, tmp_path: Path, runs: Runs, more: tuple[object, ...]
 ) -> None:
     calm, out = tmp_path / "calm", tmp_path / "killed"
-    runs.start(words(start, calm, *more))
+    runs.start(*words(start, calm, *more))
     assert runs.status() == 0
     randomly, kills, places, status = random.Random(2), 0, set(), -signal.SIGKILL
     for attempt in range(13):
         before = seen(out)
-        process = runs.start(words(start, out, *more))
+        process = runs.start(*words(start, out, *more))
         if attempt < 12:
             for _ in range(3000):
                 if seen(out) != before:
@@ -141,15 +99,14 @@ def test_killed_again_and_again_it_comes_to_the_same_end(
         assert (out / name).read_bytes() == (calm / name).read_bytes(), name
     assert losses(out) == losses(calm)
     assert not (out / "prefix").exists()
-    runs.close()
 
 
 def test_killed_while_it_banks_it_goes_on_there(start: Start, tmp_path: Path, runs: Runs) -> None:
     calm, out = tmp_path / "calm", tmp_path / "killed"
-    runs.start(words(start, calm))
+    runs.start(*words(start, calm))
     assert runs.status() == 0
     for wait in (0.0, 0.02, 0.05, 0.1):
-        process = runs.start(words(start, out))
+        process = runs.start(*words(start, out))
         before = set((out / "prefix").glob("*"))
         for _ in range(2000):
             if set((out / "prefix").glob("*")) != before or (out / "folds").exists():
@@ -158,18 +115,17 @@ def test_killed_while_it_banks_it_goes_on_there(start: Start, tmp_path: Path, ru
         time.sleep(wait)
         os.kill(process, signal.SIGKILL)
         assert runs.status() == -signal.SIGKILL
-    runs.start(words(start, out))
+    runs.start(*words(start, out))
     assert runs.status() == 0
     for name in FILES:
         assert (out / name).read_bytes() == (calm / name).read_bytes(), name
-    runs.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_says_130_and_goes_on(start: Start, tmp_path: Path, runs: Runs, number: int) -> None:
     out = tmp_path / "out"
     for awaited in ("prefix", "folds/1/checkpoint-0.pt"):
-        process = runs.start(words(start, out))
+        process = runs.start(*words(start, out))
         for _ in range(4000):
             if (out / awaited).exists():
                 break
@@ -177,9 +133,8 @@ def test_interrupted_it_says_130_and_goes_on(start: Start, tmp_path: Path, runs:
         os.kill(process, number)
         assert runs.status() == 130
         assert not (out / "results.json").exists()
-    runs.start(words(start, out))
+    runs.start(*words(start, out))
     assert runs.status() == 0
-    runs.close()
 
 
 def together(arguments: list[str]) -> str:

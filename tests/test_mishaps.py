@@ -23,6 +23,7 @@ from pipeline.runs import read_config
 from tests.banks import bank_of, fill, in_order
 from tests.clips import make_clip
 from tests.commands import SETTINGS, extract, framebank
+from tests.killing import Runs
 
 
 def process(*arguments: object) -> "subprocess.Popen[bytes]":
@@ -201,23 +202,19 @@ def test_a_checkpoint_that_holds_itself(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, name: str) -> None:
-    bank = bank_of(tmp_path / "bank.h5", in_order(12))
-    asked = ("train-head", bank, "--out", tmp_path / "run", "--device", "cpu", "-q", "--epochs")
-    training = subprocess.Popen(
-        [sys.executable, "-m", "stages.cli", *map(str, asked), "100000"],
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).resolve().parent.parent,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "splits.csv").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    training.send_signal(getattr(signal, name))
-    said = training.communicate(timeout=60)[1]
-    assert (training.returncode, said) == (130, b"Interrupted. The same command goes on.\n")
-    assert read_config(tmp_path / "run")["config"]["epochs"] == 100_000  # there to go on with
+def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path) -> None:
+    bank, runs = bank_of(tmp_path / "bank.h5", in_order(12)), Runs()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        out, says = tmp_path / number.name, tmp_path / f"{number.name}.txt"
+        asked = ("train-head", bank, "--out", out, "--device", "cpu", "-q", "--epochs", 100_000)
+        training = runs.start(*asked, says=says)
+        deadline = time.monotonic() + 60
+        while not (out / "splits.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(training, number)
+        assert (runs.status(), says.read_text()) == (130, "Interrupted. The same command goes on.\n")
+        assert read_config(out)["config"]["epochs"] == 100_000  # there to go on with
+    runs.close()
 
 
 def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

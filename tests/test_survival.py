@@ -18,58 +18,14 @@ from pipeline import bank as banks
 from pipeline.bank import Bank
 from tests.clips import make_clip
 from tests.commands import SETTINGS, extract, said
+from tests.killing import Runs, alive
 from tests.test_broken_videos import mutated
 
-# Forked children start in milliseconds where a fresh interpreter needs seconds to import torch; the kills are as real.
-DRIVER = """
-import os, sys
-from pathlib import Path
-import torch, torchvision, av, h5py, pandas
-from pipeline.sampling import Sampling
-from stages.extract import ExtractConfig, run
-config = ExtractConfig(data=Path(sys.argv[1]), out=Path(sys.argv[2]), backbone="squeezenet1_1", weights="random",
-                       image_size=96, precision="fp32", device="cpu", quiet=True)
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        os.close(0)
-        try:
-            os._exit(run(config))
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            os._exit(99)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
+CALL = ("--image-size", 96, "--device", "cpu", "--quiet")  # of --image-size the last one counts
 
 
-class Runs:
-    """Runs of one extraction, each in a process of its own that can be killed."""
-
-    def __init__(self, data: Path, out: Path) -> None:
-        self.driver = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", DRIVER, str(data), str(out)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def start(self) -> int:
-        assert self.driver.stdin is not None
-        assert self.driver.stdout is not None
-        print("run", file=self.driver.stdin, flush=True)
-        return int(self.driver.stdout.readline())
-
-    def status(self) -> int:
-        """Wait for the run: its exit status, or minus the signal that killed it."""
-        assert self.driver.stdout is not None
-        return os.waitstatus_to_exitcode(int(self.driver.stdout.readline()))
-
-    def close(self) -> None:
-        assert self.driver.stdin is not None
-        self.driver.stdin.close()
-        assert self.driver.wait(30) == 0
-        assert self.driver.stdout is not None
-        self.driver.stdout.close()
+def asked(data: Path, out: Path) -> tuple[object, ...]:
+    return ("extract", data, "--out", out, *SETTINGS, *CALL)
 
 
 def same_banks(one: Path, other: Path) -> None:
@@ -83,28 +39,19 @@ def same_banks(one: Path, other: Path) -> None:
         assert first.verify() == second.verify() == []
 
 
-def alive(process: int) -> bool:
-    """Whether a run goes on; one that has ended is a zombie until its driver looks."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_killed_twenty_times_and_resumed_the_bank_equals_an_undisturbed_one(tmp_path: Path, out: Path) -> None:
     data = tmp_path / "data"
     for number in range(40):
         make_clip(data / f"class{number % 4}" / f"clip{number:02}.mp4", frames=30 + number, size=(128, 96))
     undisturbed = tmp_path / "undisturbed.h5"
-    calm = Runs(data, undisturbed)
-    calm.start()
-    assert calm.status() == 0
-    calm.close()
+    runs = Runs()
+    runs.start(*asked(data, undisturbed))
+    assert runs.status() == 0
 
     randomly = random.Random(1)
-    runs, kills, midway, banked = Runs(data, out), 0, 0, 0
+    kills, midway, banked = 0, 0, 0
     while kills < 20:
-        process = runs.start()
+        process = runs.start(*asked(data, out))
         if kills % 2:  # while it starts, or between parts: once there is news
             parts = len(banks.sealed_parts(out))
             while len(banks.sealed_parts(out)) == parts and alive(process):
@@ -126,7 +73,7 @@ def test_killed_twenty_times_and_resumed_the_bank_equals_an_undisturbed_one(tmp_
             shutil.rmtree(banks.parts_folder(out), ignore_errors=True)
             out.unlink()
             banked = 0
-    runs.start()
+    runs.start(*asked(data, out))
     assert runs.status() == 0
     runs.close()
     assert midway >= 2
@@ -136,10 +83,12 @@ def test_killed_twenty_times_and_resumed_the_bank_equals_an_undisturbed_one(tmp_
 
 def test_two_extractions_into_one_bank_at_once(data: Path, out: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.h5"
-    calm, first, second = Runs(data, alone), Runs(data, out), Runs(data, out)
-    for runs in (calm, first, second):
-        runs.start()
-    for runs in (calm, first, second):
+    first, second = Runs(), Runs()
+    first.start(*asked(data, alone))
+    assert first.status() == 0
+    for runs in (first, second):
+        runs.start(*asked(data, out))
+    for runs in (first, second):
         assert runs.status() == 0
         runs.close()
     same_banks(out, alone)
@@ -169,7 +118,7 @@ def test_an_interruption_seals_what_is_done_and_can_be_resumed(number: int, tmp_
         assert set(file["videos"]) == done  # packed or linked: any HDF5 tool sees what is there
     result = extract(data, out)
     assert result.exit_code == 0
-    assert said(result, "Skipped") == f"{len(done)} videos done before"
+    assert said(result, "Skipped") == f"{len(done)} video{'s' * (len(done) > 1)} done before"
     assert len(Bank(out)) == 60
 
 
