@@ -3,22 +3,26 @@
 The work runs in lanes: threads that each take the next video, decode and preprocess it, fill a batch of one constant
 shape across videos, run the backbone on it and give each row to its video. A row of K views takes K places, which may
 lie in two batches. On a CPU every lane computes with its own share of the cores, because forwards of one thread side by
-side beat one forward of many threads beside a decoder; on a GPU the lanes decode and take turns. PyAV, torchvision and
-torch release the GIL while they work.
+side beat one forward of many threads beside a decoder. On a GPU a lane submits its batch, decodes into another one
+meanwhile, and takes the embeddings of the first when that is full. PyAV, torchvision and torch release the GIL while
+they work.
 
-Memory is bounded by a batch per lane and by what `pipeline.sealing` keeps back, never by the length of a video.
+Memory is bounded by a batch per lane, two on a GPU, and by what `pipeline.sealing` keeps back, never by the length of a
+video.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.encoder import Encode
 from pipeline.errors import VideoError
@@ -29,6 +33,7 @@ from pipeline.sources import source_digest
 from pipeline.timing import Spent, shares
 from pipeline.views import described
 
+CPU = torch.device("cpu")
 _SHOW_SECONDS = 0.25
 
 
@@ -43,6 +48,13 @@ class Progress:
     partial: int = 0
     padded: int = 0  # videos shorter than one clip, whose last frame was repeated
     time: dict[str, float] = field(default_factory=dict)  # at the end, see `pipeline.timing.shares`
+
+
+class InWork(NamedTuple):
+    """A video that a lane has in work."""
+
+    row: Mapping[str, Any]
+    seconds: float  # since its last row was read, or since it was begun
 
 
 @dataclass
@@ -64,12 +76,13 @@ class _Lane:
     """One thread's share of the work: its batch, and the videos that have rows in it."""
 
     def __init__(
-        self, options: ReadOptions, encode: Encode, batch_size: int, writer: PartWriter, progress: Progress
+        self, options: ReadOptions, encode: Encode, buffers: Sequence[Tensor], writer: PartWriter, progress: Progress
     ) -> None:
-        shape = options.window.input_shape(options.preprocessing.crop)
-        self.inputs = torch.zeros(batch_size, *shape, dtype=torch.uint8)
-        self.owners: list[_Video] = []  # of the filled places
+        self.buffers = deque(buffers)  # the first is being filled; the others are those of batches under way
+        self.owners: list[_Video] = []  # of its filled places
+        self.under_way: deque[tuple[Callable[[], np.ndarray], list[_Video]]] = deque()
         self.spent = Spent()
+        self.now: tuple[Mapping[str, Any], float] | None = None  # what is read, and when its last row came
         self.views = len(options.draws(""))
         self.options, self.encode, self.writer, self.progress = options, encode, writer, progress
 
@@ -85,7 +98,10 @@ class _Lane:
                     return
             if self.owners:
                 self.flush()  # the last batch is filled up with leftovers, so that its shape is the same
+            while self.under_way:
+                self.take()
         finally:
+            self.now = None
             for video in videos.values():
                 if not video.ended:
                     video.sink.discard()
@@ -97,9 +113,11 @@ class _Lane:
     def read(self, video: _Video, stop: threading.Event) -> None:
         """Decode one video into the batch, embedding whenever it is full."""
         decoded = Decoded()
+        self.now = (video.row, time.monotonic())
         try:
             with closing(read_rows(video.row, self.options, decoded, self.spent)) as rows:
                 for row in rows:
+                    self.now = (video.row, time.monotonic())
                     if stop.is_set() or video.ended:
                         return
                     if self.options.window.kind == "clip":
@@ -119,16 +137,28 @@ class _Lane:
         """Put a row into the batch, one place for each view."""
         video.waiting.append((row.seconds, row.frames))
         for inputs in row.inputs:
-            self.inputs[len(self.owners)] = inputs
+            self.buffers[0][len(self.owners)] = inputs
             self.owners.append(video)
-            if len(self.owners) == len(self.inputs):
+            if len(self.owners) == len(self.buffers[0]):
                 self.flush()
 
     def flush(self) -> None:
-        """Embed the batch and give each video its rows. Places past the filled ones are leftovers that nobody reads."""
+        """Submit the batch, and take the results of an earlier one where there is no other buffer to fill.
+
+        Places past the filled ones are leftovers that nobody reads.
+        """
         with self.spent.on("forward"):
-            embeddings = self.encode(self.inputs)
-        owners, self.owners = self.owners, []
+            self.under_way.append((self.encode(self.buffers[0]), self.owners))
+        self.owners = []
+        self.buffers.rotate(-1)
+        if len(self.under_way) == len(self.buffers):
+            self.take()
+
+    def take(self) -> None:
+        """Wait for the results of the earliest batch under way, and give each video its rows."""
+        result, owners = self.under_way.popleft()
+        with self.spent.on("forward"):
+            embeddings = result()
         first = 0
         for _, group in groupby(owners, key=id):
             places = list(group)
@@ -194,6 +224,24 @@ def _shared(rows: Iterable[Mapping[str, Any]]) -> Callable[[], Iterator[Mapping[
     return take
 
 
+def _own_stream(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it, what this thread copies to a GPU and prepares there goes beside what other threads do."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+
+
+def _buffers(options: ReadOptions, batch_size: int, device: torch.device, ahead: int) -> list[Tensor]:
+    """Where a lane puts its rows: a batch to fill, and one for each of those under way.
+
+    They are where the rows are prepared; before a GPU in memory that it can read by itself.
+    """
+    shape = options.window.input_shape(options.preprocessing.crop)
+    pinned = device.type == "cuda" and options.device is None
+    return [
+        torch.zeros(batch_size, *shape, dtype=torch.uint8, device=options.device, pin_memory=pinned)
+        for _ in range(ahead + 1)
+    ]
+
+
 def extract_videos(
     rows: Iterable[Mapping[str, Any]],
     options: ReadOptions,
@@ -206,14 +254,17 @@ def extract_videos(
     stop: threading.Event,
     progress: Progress,
     on_progress: Callable[[Progress], None],
+    watch: Callable[[Sequence[InWork]], None] | None = None,
+    device: torch.device = CPU,
+    ahead: int = 0,
 ) -> None:
     """Embed the rows of videos and write them to a bank.
 
     Args:
         rows: one mapping per video: the columns of `pipeline.videos.find_videos`, with `source`, `size` and `mtime`.
         options: how to read the videos.
-        encode: from (B, *shape) uint8, the shape that of the window, to (B, …) float32, see `pipeline.encoder`; called
-            by several threads.
+        encode: starts the forward of (B, *shape) uint8, the shape that of the window, and returns what waits for its
+            (B, …) float32, see `pipeline.encoder`; called by several threads.
         batch_size: B.
         writer: where finished videos and failures go.
         lanes: how many videos are in work at once.
@@ -221,21 +272,25 @@ def extract_videos(
         stop: set it (from a signal handler, say) to drop the videos in flight and return after sealing the rest.
         progress: counts, updated in place.
         on_progress: called a few times a second.
+        watch: called as often, with what each lane that is at work has in work.
+        device: where `encode` computes.
+        ahead: batches of each lane that may be under way while it fills the next, see `pipeline.encoder.batches_ahead`.
 
     Raises:
         UserError: the disk is full, or rows cannot be made as `options` say. What was sealed stays.
     """
     take = _shared(rows)
     errors: list[BaseException] = []
-    spent: list[Spent] = []
+    at_work: list[_Lane] = []
     begun = time.perf_counter()
 
     def work() -> None:
         try:
             torch.set_num_threads(threads_per_lane)
-            lane = _Lane(options, encode, batch_size, writer, progress)
-            spent.append(lane.spent)
-            lane.run(take(), stop)
+            with _own_stream(device):
+                lane = _Lane(options, encode, _buffers(options, batch_size, device, ahead), writer, progress)
+                at_work.append(lane)
+                lane.run(take(), stop)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the calling thread raises it
             errors.append(error)
             stop.set()
@@ -248,13 +303,16 @@ def extract_videos(
             next((thread for thread in threads if thread.is_alive()), threads[0]).join(_SHOW_SECONDS)
             writer.seal_if_due()
             on_progress(progress)
+            if watch is not None:
+                now = time.monotonic()
+                watch([InWork(row, now - since) for row, since in [lane.now for lane in at_work if lane.now]])
     except BaseException:
         stop.set()
         raise
     finally:
         for thread in threads:
             thread.join()
-        progress.time = shares(spent, time.perf_counter() - begun)
+        progress.time = shares([lane.spent for lane in at_work], time.perf_counter() - begun)
         writer.seal()
     if errors:
         raise errors[0]

@@ -4,23 +4,15 @@ The rules, for videos (for images see `pipeline.image_folders`):
 
 - Stream: the best video stream as FFmpeg chooses it; a cover picture is no video.
 - Pixels: (H, W, 3) uint8 RGB, exactly PyAV's `frame.to_ndarray(format="rgb24")`, turned and mirrored as the file's
-  display matrix says. Pixel aspect ratio is ignored; interlaced frames are not taken apart; alpha is dropped.
+  display matrix says; or as they are stored, for `pipeline.planes` to make RGB of. Pixel aspect ratio is ignored;
+  interlaced frames are not taken apart; alpha is dropped.
 - Order and time: frames in presentation order, each at its real presentation time in seconds, never decreasing. The
   time of the first frame may be anything. A frame without a time gets the previous one plus one frame interval, a
   frame earlier than the previous one gets the previous time; both are counted in `Decoded.times_mended`.
 - Size: a video whose header announces more than MAX_PIXELS is refused before decoding; the decoder refuses larger
   frames later on.
-- Wholeness: an error while decoding ends the video there. A video that decodes without an error is *truncated* when
-  data is missing, that is when any of these holds:
-    1. its last packet is marked as incomplete by the reader, or its last frame as incomplete by the decoder;
-    2. where the header counts frames: fewer packets came, and they end more than 1.5 frame intervals before the end
-       that the header gives; for AVI, whose end FFmpeg recomputes: fewer came, and the file is shorter than it says;
-    3. where it counts none but gives a duration: the packets of all streams (sound may outlast the picture) end
-       earlier than that, counted from zero, by more than 1.5 frame intervals and more than 0.1 s;
-    4. the frames are not all there by count, and the file is shorter than its structure says
-       (`pipeline.stated_length`); or a GIF does not end with its trailer byte.
-  Any other difference means that the header miscounts, and the video is whole. What these signs cannot show: a cut
-  exactly between two packets of a stream without an end (MPEG streams, raw streams, fragments, FLV without duration).
+- Wholeness: an error while decoding ends the video there; one that decodes without may still lack its end, see
+  `pipeline.wholeness`.
 """
 
 import stat
@@ -38,7 +30,7 @@ import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import SideData, SideDataContainer
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.errors import VideoError
@@ -46,7 +38,7 @@ from pipeline.image_folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from pipeline.image_folders import MAX_PIXELS as MAX_PIXELS
 from pipeline.image_folders import check_pixels, image_header, list_images, read_image
 from pipeline.sampling import Sampling, chooser
-from pipeline.stated_length import stated_bytes
+from pipeline.wholeness import FALLBACK_FPS, Header, Seen, truncated
 
 # What PyAV raises on damaged files, its own FFmpegError apart; a mistake of ours (TypeError, ...) is not among them.
 DECODER_ERRORS = (av.FFmpegError, ValueError, RuntimeError, MemoryError, OverflowError, EOFError, OSError)
@@ -54,15 +46,15 @@ DECODER_ERRORS = (av.FFmpegError, ValueError, RuntimeError, MemoryError, Overflo
 # Spans and times are compared with this tolerance: sums of times in seconds are not exact in binary.
 TIME_TOLERANCE_SECONDS = 1e-6
 
-SHORT_BY_INTERVALS = 1.5  # of a frame: what may be missing at a video's end before it counts as truncated
-SHORT_BY_SECONDS = 0.1  # the same where no frames are counted: one packet of sound lasts up to 0.064 s
-MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # FFmpeg's name of it
-STATES_DURATION = (MP4, "matroska,webm", "flv", "asf", "mxf")  # in its header; FFmpeg does not have to estimate it
-GIF_TRAILER = b";"
 UNKNOWN_SIZE = f"its pictures have no known size, or more than {MAX_PIXELS:,} pixels"  # FFmpeg does not say which
 MP4_FIRST_BOXES = (b"ftyp", b"styp", b"moof")
 
-FALLBACK_FPS = 25.0  # for a video with neither times nor a rate, as FFmpeg assumes it
+STORED = ("yuv420p", "yuvj420p")  # layouts of `Planes`
+MATRICES = (1, 2, 4, 5, 6, 7, 9)  # BT.709, unspecified, FCC, BT.601 twice, SMPTE 240M, BT.2020
+_NO_RGB = np.empty((0, 0, 3), np.uint8)
+_AS_IT_IS = (False, 1, 1)
+# Not `frame.side_data`: it and the frame would hold each other, and frames would stay until a garbage collection.
+_side_data = cast(Callable[[av.VideoFrame], Mapping[str, SideData]], SideDataContainer)
 
 
 @dataclass(frozen=True)
@@ -99,21 +91,39 @@ class Decoded:
     partial: str = ""  # why only a part was read; empty for a whole video
 
 
+class Planes(NamedTuple):
+    """A frame as it is stored, YUV 4:2:0 of 8 bits: brightness for each pixel, colours for each four of them.
+
+    `y` is (H, W), `u` and `v` are (H/2, ⌈W/2⌉) uint8, with any stride between rows; H is even.
+    """
+
+    y: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    matrix: int  # FFmpeg's number of the matrix that makes RGB of them: one of MATRICES
+    full_range: bool  # whether values reach from 0 to 255, not from 16 to 235 (240)
+
+
 class Frame(NamedTuple):
-    """One frame. `rgb` is (H, W, 3) uint8, each frame its own memory, with any stride between rows; it stays valid."""
+    """One frame. `rgb` is (H, W, 3) uint8, each frame its own memory, with any stride between rows; it stays valid.
+
+    With `planes`, of its own memory too, `rgb` is empty.
+    """
 
     rgb: np.ndarray
     seconds: float
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses on a frame
+    planes: Planes | None = None
 
 
 class _Incomplete(VideoError):
     """The video is broken, but at least one frame before that is good: it can be banked in part."""
 
 
-_ToRgb = Callable[[], np.ndarray]
-_Timed = Generator[tuple[float, _ToRgb], None, None]  # every frame: its time in seconds, and how to get its pixels
-_Numbered = Generator[tuple[int, float, _ToRgb], None, None]  # with its index in front
+_Pixels = tuple[np.ndarray, Planes | None]
+_GetPixels = Callable[[], _Pixels]
+_Timed = Generator[tuple[float, _GetPixels], None, None]  # every frame: its time in seconds, and how to get its pixels
+_Numbered = Generator[tuple[int, float, _GetPixels], None, None]  # with its index in front
 
 
 def probe(path: str, kind: str) -> Probe:
@@ -147,6 +157,7 @@ def read_frames(
     image_fps: float | None = None,
     allow_partial: bool = False,
     indices: Collection[int] | None = None,
+    planes: bool = False,
 ) -> Generator[Frame, None, None]:
     """Yield the sampled frames of a video (`kind` "video") or of a folder of images ("images"), filling in `decoded`.
 
@@ -160,6 +171,8 @@ def read_frames(
     indices: the frames of these numbers (`Frame.index`) instead of the sampled ones, as far as the video has them;
     nothing is read beyond the last. Later numbers may be added to it until the frame after the last one is asked for.
 
+    planes: give `Frame.planes` where a frame is stored in such and shown as it is stored, else RGB as without.
+
     Raises VideoError, its message the reason for the ledger, when the video is broken, truncated or has no frame in
     the span. It may come after frames were yielded: those are then not a whole video. With `allow_partial` a broken
     video that has at least one good sampled frame ends quietly instead, and `decoded.partial` says why.
@@ -171,7 +184,7 @@ def read_frames(
             raise VideoError("the images have no times; give --image-fps or a column fps in the manifest")
         read = partial(_image_frames, path, rate)
     else:
-        read = partial(_video_frames, path)
+        read = partial(_video_frames, path, _as_stored if planes else _as_rgb)
     yielded = 0
     try:
         count = None
@@ -179,9 +192,10 @@ def read_frames(
             count = _count(_within(read(Decoded()), start, end), allow_partial)
         take = chooser(sampling if indices is None else Sampling(), count)
         with closing(_within(read(decoded), start, end)) as span:
-            for position, (index, seconds, to_rgb) in enumerate(span):
+            for position, (index, seconds, pixels) in enumerate(span):
                 if index in indices if indices is not None else take(position, seconds):
-                    yield Frame(to_rgb(), seconds, index)
+                    rgb, stored = pixels()
+                    yield Frame(rgb, seconds, index, stored)
                     yielded += 1
                     if indices is not None and yielded == len(indices):
                         return
@@ -202,12 +216,12 @@ def _within(frames: _Timed, start: float, end: float) -> _Numbered:
     """Number the frames and keep those of a span, measured from the first frame; comparing with NaN keeps all."""
     first = nan
     with closing(frames):
-        for index, (seconds, to_rgb) in enumerate(frames):
+        for index, (seconds, pixels) in enumerate(frames):
             first = seconds if index == 0 else first
             if seconds - first >= end - TIME_TOLERANCE_SECONDS:
                 return
             if not seconds - first < start - TIME_TOLERANCE_SECONDS:
-                yield index, seconds, to_rgb
+                yield index, seconds, pixels
 
 
 def _count(frames: _Numbered, allow_partial: bool) -> int:
@@ -236,9 +250,9 @@ def _image_frames(folder: str, fps: float | None, decoded: Decoded) -> _Timed:
     decoded.frames_decoded = len(images)
 
 
-def _nth_image(path: str, index: int, count: int) -> np.ndarray:
+def _nth_image(path: str, index: int, count: int) -> _Pixels:
     try:
-        return read_image(path)
+        return read_image(path), None
     except VideoError as error:
         kind = _Incomplete if index else VideoError
         raise kind(f"{error} (number {index + 1} of {count})") from error
@@ -247,19 +261,7 @@ def _nth_image(path: str, index: int, count: int) -> np.ndarray:
 # --- videos ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Seen:
-    """What the packets and frames of a video have shown so far, by which its wholeness is judged."""
-
-    packets: int = 0
-    video_end: float = -inf  # seconds, where the video's last packet in presentation order ends
-    any_end: float = -inf  # seconds, the same over all streams
-    last_packet_corrupt: bool = False
-    last_frame_corrupt: bool = False
-    last_byte: bytes = b""
-
-
-def _video_frames(path: str, decoded: Decoded) -> _Timed:
+def _video_frames(path: str, convert: Callable[[av.VideoFrame, VideoReformatter], _Pixels], decoded: Decoded) -> _Timed:
     with _open(path) as container:
         stream = _video_stream(container)
         # One thread per video: several videos are decoded side by side, which is faster than several threads for each.
@@ -271,48 +273,59 @@ def _video_frames(path: str, decoded: Decoded) -> _Timed:
         decoded.frames_declared = stream.frames
         interval = 1 / (decoded.fps or FALLBACK_FPS)
         converter = VideoReformatter()
-        seen = _Seen()
+        seen = Seen()
+        ends: dict[int, int] = {}
         seconds = nan
-        end = nan
+        frame = None
         try:
-            for frame in _decode(container, stream, seen):
+            for frame in _decode(container, stream, seen, ends):
                 if decoded.frames_decoded == 0:
                     _describe_first(frame, decoded)
-                seconds = _mended(frame.time, seconds, interval)
-                decoded.times_mended += seconds != frame.time
+                shown = frame.time
+                seconds = _mended(shown, seconds, interval)
+                decoded.times_mended += seconds != shown
                 decoded.frames_decoded += 1
-                decoded.frames_corrupt += frame.is_corrupt
                 seen.last_frame_corrupt = frame.is_corrupt
-                end = seconds + (float(frame.duration * (frame.time_base or 0)) or interval)
-                yield seconds, partial(_rgb, frame, converter)
+                decoded.frames_corrupt += seen.last_frame_corrupt
+                yield seconds, partial(convert, frame, converter)
         except DECODER_ERRORS as error:
             why = _words(error) if stream.codec_context.width else UNKNOWN_SIZE
             raise _broken(decoded, seen.last_packet_corrupt, why) from error
-        if _truncated(path, container, stream, seen):
+        if _lacks_its_end(path, container, stream, seen, ends):
             raise _broken(decoded, True, "")
-        if decoded.frames_decoded == 0:
+        if frame is None:
             why = "the file holds no picture data" if stream.codec_context.width else UNKNOWN_SIZE
             raise _broken(decoded, False, why)
         if seconds > decoded.start_time:
             decoded.fps = round((decoded.frames_decoded - 1) / (seconds - decoded.start_time), 3)
-        decoded.duration = end - decoded.start_time
+        lasts = float(frame.duration * (frame.time_base or 0)) or interval
+        decoded.duration = seconds + lasts - decoded.start_time
 
 
-def _decode(container: InputContainer, stream: VideoStream, seen: _Seen) -> Iterator[av.VideoFrame]:
-    """The stream's frames as the decoder yields them. Other streams are read, for where they end, but not decoded."""
+def _decode(
+    container: InputContainer, stream: VideoStream, seen: Seen, ends: dict[int, int]
+) -> Iterator[av.VideoFrame]:
+    """The stream's frames as the decoder yields them. Other streams are read, for where they end, but not decoded.
+
+    ends: filled with where the last packet of each stream ends, by its number, in units of its clock.
+
+    What this does for every packet holds up the other threads, most of which decode: so it counts in whole numbers.
+    """
+    decode, own, gif = stream.codec_context.decode, stream.index, container.format.name == "gif"
     for packet in container.demux():
         at = packet.dts if packet.pts is None else packet.pts
+        number = packet.stream.index  # not `stream_index`, which the packets at the end do not have
         if at is not None:
-            seen.any_end = max(seen.any_end, float((at + (packet.duration or 0)) * packet.time_base))
-        if packet.stream.index != stream.index:
+            end = at + (packet.duration or 0)
+            if number not in ends or end > ends[number]:
+                ends[number] = end
+        if number != own:
             continue
         if packet.size:  # the last packet is an empty one, which makes the decoder hand over the frames it still holds
             seen.packets += 1
             seen.last_packet_corrupt = packet.is_corrupt
-            seen.last_byte = bytes(packet)[-1:] if container.format.name == "gif" else b""
-            if at is not None:
-                seen.video_end = max(seen.video_end, float((at + (packet.duration or 0)) * packet.time_base))
-        yield from stream.codec_context.decode(packet)
+            seen.last_byte = bytes(packet)[-1:] if gif else b""
+        yield from decode(packet)
 
 
 def _mended(seconds: float | None, previous: float, interval: float) -> float:
@@ -335,18 +348,29 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, int, int]:
     FFmpeg's display matrix a b u c d v x y w takes (x, y) to (a x + c y, b x + d y). Angles between quarter turns
     count as the nearest.
     """
-    # Not `frame.side_data`: it and the frame would hold each other, and frames would stay until a garbage collection.
-    container = cast(Callable[[av.VideoFrame], Mapping[str, SideData]], SideDataContainer)
-    matrix = container(frame).get("DISPLAYMATRIX")
+    matrix = _side_data(frame).get("DISPLAYMATRIX")
     if matrix is None:
-        return False, 1, 1
+        return _AS_IT_IS
     a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
     sideways = abs(b) > abs(a)
     y_sign, x_sign = (b, c) if sideways else (d, a)
     return sideways, -1 if y_sign < 0 else 1, -1 if x_sign < 0 else 1
 
 
-def _rgb(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
+def _as_stored(frame: av.VideoFrame, converter: VideoReformatter) -> _Pixels:
+    """The frame's planes without a copy, where `planes` can have them (`read_frames`), else as RGB."""
+    layout, matrix = frame.format.name, frame.colorspace
+    # Of an odd height swscale puts the colours of the last rows elsewhere.
+    if layout not in STORED or matrix not in MATRICES or frame.height % 2 or _orientation(frame) != _AS_IT_IS:
+        return _as_rgb(frame, converter)
+    y, u, v = (
+        np.ndarray((plane.height, plane.width), np.uint8, memoryview(plane), strides=(plane.line_size, 1))
+        for plane in frame.planes
+    )
+    return _NO_RGB, Planes(y, u, v, matrix, layout == "yuvj420p" or frame.color_range == ColorRange.JPEG)
+
+
+def _as_rgb(frame: av.VideoFrame, converter: VideoReformatter) -> _Pixels:
     """The frame as it is shown, (H, W, 3) uint8; without a copy unless it is turned."""
     try:
         image = converter.reformat(frame, format="rgb24", threads=1)
@@ -358,11 +382,11 @@ def _rgb(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
             rgb = np.ndarray(shape, np.uint8, memoryview(plane), strides=strides)
     except DECODER_ERRORS as error:
         raise VideoError(f"a frame cannot be converted to RGB: {_words(error)}") from error
-    sideways, y_step, x_step = _orientation(frame)
-    if (sideways, y_step, x_step) == (False, 1, 1):
-        return rgb
+    sideways, y_step, x_step = orientation = _orientation(frame)
+    if orientation == _AS_IT_IS:
+        return rgb, None
     turned = rgb.transpose(1, 0, 2) if sideways else rgb
-    return np.ascontiguousarray(turned[::y_step, ::x_step])
+    return np.ascontiguousarray(turned[::y_step, ::x_step]), None
 
 
 # --- opening, and what a header says ---------------------------------------------------------------------------------
@@ -453,22 +477,14 @@ def _words(error: BaseException) -> str:
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
 
 
-def _truncated(path: str, container: InputContainer, stream: VideoStream, seen: _Seen) -> bool:
-    """Whether a video that decoded without an error lacks data at its end: the four signs in the module's docstring."""
-    layout = container.format.name
-    if seen.last_packet_corrupt or seen.last_frame_corrupt:
-        return True
-    if layout == "gif":  # whose frames FFmpeg counts itself: the count says nothing
-        return seen.last_byte != GIF_TRAILER
-    cut = Path(path).stat().st_size < stated_bytes(path, layout)
-    if 0 < stream.frames <= seen.packets and layout != MP4:
-        return False
-    if cut or layout == "avi":
-        return cut
-    slack = SHORT_BY_INTERVALS / (float(stream.average_rate or 0) or FALLBACK_FPS)
-    if stream.frames > seen.packets:
-        starts = float((stream.start_time or 0) * (stream.time_base or 0))
-        return seen.video_end < starts + _duration(container, stream) - slack
-    if stream.frames == 0 and layout in STATES_DURATION and container.duration is not None:
-        return seen.any_end < container.duration / av.time_base - max(slack, SHORT_BY_SECONDS)
-    return False
+def _lacks_its_end(
+    path: str, container: InputContainer, stream: VideoStream, seen: Seen, ends: Mapping[int, int]
+) -> bool:
+    """Whether a video that decoded without an error is truncated; `ends` as `_decode` leaves it."""
+    seconds = {number: float(end * (container.streams[number].time_base or 0)) for number, end in ends.items()}
+    seen.video_end, seen.any_end = seconds.get(stream.index, -inf), max(seconds.values(), default=-inf)
+    starts = float((stream.start_time or 0) * (stream.time_base or 0))
+    lasts = container.duration / av.time_base if container.duration is not None else nan
+    rate = float(stream.average_rate or 0)
+    header = Header(container.format.name, stream.frames, rate, starts + _duration(container, stream), lasts)
+    return truncated(path, header, seen)

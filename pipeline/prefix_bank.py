@@ -72,7 +72,7 @@ def bank_prefix(
     crop: str,
     precision: str,
     device: torch.device,
-    batch_size: int,
+    batch_size: int | None,
     data: str = "",
     on_progress: Callable[[Progress], None],
     on_note: Callable[[str], None],
@@ -86,7 +86,7 @@ def bank_prefix(
         options: how the videos are read; in part where they break off, if the head's bank has such videos.
         crop, precision: as in a bank's recipe.
         device: where the prefix runs.
-        batch_size: rows per forward; halved while the device has no room.
+        batch_size: rows per forward, None for what a probe finds; halved while the device has no room.
         data: where the videos came from, for the bank's own record.
         on_progress: called a few times a second.
         on_note: called with lines worth telling the user.

@@ -21,8 +21,9 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from pipeline.augmentation import PLAIN, Augmentation, Draw, draw, preparing
 from pipeline.flow import Flow, measuring, mirrored, still
-from pipeline.frames import Decoded, read_frames
-from pipeline.preprocessing import Preprocessing
+from pipeline.frames import Decoded, Frame, read_frames
+from pipeline.planes import alike, at_once, to_rgb
+from pipeline.preprocessing import Preprocessing, prepare_together, region_of
 from pipeline.sampling import Sampling
 from pipeline.timing import Spent
 from pipeline.views import Views, draws
@@ -42,6 +43,8 @@ class ReadOptions:
         view: of one view; 0 without an augmentation.
         views: several views of each video, side by side; not beside an augmentation.
         flow: how motion is measured; given exactly where the window is of motion.
+        device: where frames are prepared, as `pipeline.planes` has them, and rows lie; None: on the CPU, by swscale and
+            in whole numbers. Only where frames are `plain`.
     """
 
     sampling: Sampling
@@ -52,12 +55,20 @@ class ReadOptions:
     view: int = 0
     views: Views | None = None
     flow: Flow | None = None
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         if self.augmentation is not None and self.views is not None:
             raise ValueError("views are drawn by themselves, not by an augmentation")
         if (self.flow is not None) != (self.window.kind == "flow"):
             raise ValueError("a way to measure motion goes with a window of motion")
+        if self.device is not None and not self.plain:
+            raise ValueError("only plain frames are prepared on a device")
+
+    @property
+    def plain(self) -> bool:
+        """Whether each frame is prepared once, as it is: without draws, views or motion."""
+        return self.augmentation is None and self.views is None and self.flow is None
 
     def draws(self, video_id: str) -> list[Draw]:
         """What is done to the frames of a video, once for each of its K views; without views K is 1.
@@ -111,6 +122,7 @@ class Assembler:
         self, preprocessing: Preprocessing, window: Window, flow: Flow | None, crop: str, drawn: Sequence[Draw]
     ) -> None:
         self.window, self._drawn = window, drawn
+        self._preprocessing, self._region = preprocessing, region_of(crop)
         self._upright = list(dict.fromkeys(each._replace(flip=False) for each in drawn))  # what is measured, M of them
         self._prepared = preparing(preprocessing, crop, self._upright if flow else drawn)
         self._still = still(preprocessing.crop).expand(len(self._upright), -1, -1, -1)
@@ -119,7 +131,15 @@ class Assembler:
 
     def show(self, rgb: np.ndarray, seconds: float, number: int) -> Shown:
         """Prepare a frame (H, W, 3) uint8. VideoError as `pipeline.preprocessing.prepare`."""
-        pixels = self._prepared(rgb)
+        return self._shown(self._prepared(rgb), seconds, number)
+
+    def show_together(self, frames: Sequence[Frame], device: torch.device) -> list[Shown]:
+        """Prepare frames with planes that are `pipeline.planes.alike` on a device. VideoError as `show`."""
+        rgb = to_rgb([frame.planes for frame in frames if frame.planes is not None], device)
+        pixels = prepare_together(self._preprocessing, rgb, self._region)
+        return [self._shown(each[None], frame.seconds, frame.index) for frame, each in zip(frames, pixels, strict=True)]
+
+    def _shown(self, pixels: Tensor, seconds: float, number: int) -> Shown:
         return Shown(number, seconds, rgb_to_grayscale(pixels) if self.window.grey else pixels)
 
     def row(self, frames: Sequence[Shown]) -> Row:
@@ -179,17 +199,38 @@ def read_rows(
         end=row["end"],
         image_fps=None if math.isnan(row["fps"]) else row["fps"],
         allow_partial=options.allow_partial,
+        planes=options.device is not None,
     )
     with closing(reading):
         spent = spent or Spent()
-
-        def shown() -> Iterator[Shown]:
-            for frame in spent.taking("decoding", reading):
-                with spent.on("preparing"):
-                    prepared = assembler.show(frame.rgb, frame.seconds, frame.index)
-                yield prepared
-
-        for frames in windows(options.window, shown()):
+        shown = _shown(spent.taking("decoding", reading), assembler, options.device, spent)
+        for frames in windows(options.window, shown):
             with spent.on("preparing"):
                 assembled = assembler.row(frames)
             yield assembled
+
+
+def _shown(
+    reading: Iterator[Frame], assembler: Assembler, device: torch.device | None, spent: Spent
+) -> Iterator[Shown]:
+    """The frames of a video, prepared: on a device several together where they have planes, else each by itself."""
+    together: list[Frame] = []
+    for frame in reading:
+        first = together[0].planes if together else None
+        if first is not None and (frame.planes is None or not alike(first, frame.planes)):
+            yield from _prepared(together, assembler, device, spent)
+            together = []
+        together.append(frame)
+        if frame.planes is None or len(together) == at_once(frame.planes):
+            yield from _prepared(together, assembler, device, spent)
+            together = []
+    yield from _prepared(together, assembler, device, spent)
+
+
+def _prepared(
+    frames: Sequence[Frame], assembler: Assembler, device: torch.device | None, spent: Spent
+) -> Sequence[Shown]:
+    with spent.on("preparing"):
+        if device is not None and frames and frames[0].planes is not None:
+            return assembler.show_together(frames, device)
+        return [assembler.show(frame.rgb, frame.seconds, frame.index) for frame in frames]

@@ -1,4 +1,7 @@
-"""Where the time of a run goes: how long each of its lanes decodes, prepares, computes, writes, and waits."""
+"""Where the time of a run goes: how long each of its lanes decodes, prepares, computes, writes, and waits.
+
+Where a GPU computes, "forward" is what a lane takes to submit its batches and waits for their embeddings.
+"""
 
 import time
 from collections.abc import Iterable, Iterator

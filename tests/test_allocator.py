@@ -21,7 +21,8 @@ cpu, batch = torch.device("cpu"), 4
 backbone = load_backbone("squeezenet1_1", weights="random")
 rows = torch.zeros(batch, *backbone.input_shape, dtype=torch.uint8)
 if sys.argv[1] == "encoder":
-    forward, _ = make_encoder(backbone, cpu, "fp32", batch)
+    encode, _ = make_encoder(backbone, cpu, "fp32", batch)
+    forward = lambda rows: encode(rows)()
 else:
     module = placed(backbone.module, cpu, torch.float32)
     forward = torch.inference_mode()(lambda rows: module(in_channels_last(normalise(backbone.preprocessing, rows))))

@@ -1,6 +1,9 @@
 """The engine against a plain loop in torch: the same rows, whichever videos share a batch, whatever goes wrong."""
 
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,8 @@ def extract(
     sampling: Sampling | None = None,
     encode: Any = None,
     allow_partial: bool = False,
+    ahead: int = 0,
+    prepared_on: torch.device | None = None,
 ) -> Bank:
     """Run the engine over jobs into a new bank of float32."""
     made = config(store="float32", feature_shape=list(backbone.feature_shape))
@@ -57,7 +62,7 @@ def extract(
         encode, batch_size = make_encoder(backbone, CPU, precision, batch_size)
     extract_videos(
         jobs,
-        ReadOptions(sampling or Sampling(), backbone.preprocessing, allow_partial=allow_partial),
+        ReadOptions(sampling or Sampling(), backbone.preprocessing, allow_partial=allow_partial, device=prepared_on),
         encode,
         batch_size,
         PartWriter(out, made, lambda *_: None),
@@ -66,6 +71,7 @@ def extract(
         stop=threading.Event(),
         progress=Progress(),
         on_progress=lambda _: None,
+        ahead=ahead,
     )
     return Bank(out)
 
@@ -175,7 +181,7 @@ def test_batches_are_always_full_and_of_one_shape(clips: list[Path], small: Any,
     encode, _ = make_encoder(small, CPU, "fp32", 8)
     shapes = []
 
-    def counting(frames: torch.Tensor) -> np.ndarray:
+    def counting(frames: torch.Tensor) -> Callable[[], np.ndarray]:
         shapes.append(tuple(frames.shape))
         return encode(frames)
 
@@ -210,9 +216,56 @@ def test_a_video_that_breaks_late_leaves_no_rows_behind(small: Any, tmp_path: Pa
         np.testing.assert_array_equal(bank["cut"], bank["whole"][: partial["rows"]])
 
 
+def test_rows_that_come_later_are_the_same_and_their_batch_waits(clips: list[Path], small: Any, tmp_path: Path) -> None:
+    """With batches under way as on a GPU: computed elsewhere, late, from a batch that nobody may write to meanwhile."""
+    jobs = [job(clip) for clip in clips]
+    at_once = extract(tmp_path / "at_once.h5", jobs, small)
+    encode, _ = make_encoder(small, CPU, "fp32", 8)
+    under_way: list[int] = []
+
+    def computed(frames: torch.Tensor) -> np.ndarray:
+        time.sleep(0.02)
+        return encode(frames)()
+
+    with ThreadPoolExecutor(1) as elsewhere:
+
+        def submitting(frames: torch.Tensor) -> Callable[[], np.ndarray]:
+            result = elsewhere.submit(computed, frames)
+            waited: list[np.ndarray] = []
+            under_way.append(0)
+
+            def wait() -> np.ndarray:
+                waited.append(result.result())
+                under_way.pop()
+                return waited[0]
+
+            most.append(len(under_way))
+            return wait
+
+        for lanes, ahead in ((1, 1), (1, 2), (2, 1)):
+            most: list[int] = []
+            bank = extract(tmp_path / f"{lanes}-{ahead}.h5", jobs, small, encode=submitting, lanes=lanes, ahead=ahead)
+            assert ahead < max(most) <= lanes * (ahead + 1)
+            assert not under_way
+            assert sorted(bank) == sorted(at_once)
+            for video_id in at_once:
+                np.testing.assert_array_equal(bank[video_id], at_once[video_id])
+
+
+def test_frames_prepared_where_the_network_is_are_banked(clips: list[Path], small: Any, tmp_path: Path) -> None:
+    jobs = [job(clip) for clip in clips]
+    here, there = (extract(tmp_path / f"{device}.h5", jobs, small, prepared_on=device) for device in (None, CPU))
+    for video_id in here:
+        np.testing.assert_array_equal(here.timestamps(video_id), there.timestamps(video_id))
+        assert relative_error(there[video_id], here[video_id]) < 5e-3
+    reversed_lanes = extract(tmp_path / "again.h5", jobs[::-1], small, prepared_on=CPU, lanes=3)
+    for video_id in there:
+        np.testing.assert_array_equal(there[video_id], reversed_lanes[video_id])
+
+
 def test_values_that_are_not_finite_are_the_videos_failure(clips: list[Path], small: Any, tmp_path: Path) -> None:
-    def broken(frames: torch.Tensor) -> np.ndarray:
-        return np.full((len(frames), *small.feature_shape), np.nan, np.float32)
+    def broken(frames: torch.Tensor) -> Callable[[], np.ndarray]:
+        return lambda: np.full((len(frames), *small.feature_shape), np.nan, np.float32)
 
     with extract(tmp_path / "bank.h5", [job(clip) for clip in clips], small, encode=broken) as bank:
         assert len(bank) == 0
@@ -226,7 +279,7 @@ def test_a_bug_in_the_encoder_stops_the_run_and_keeps_what_is_done(
     encode, _ = make_encoder(small, CPU, "fp32", 8)
     calls = iter(range(100))
 
-    def failing(frames: torch.Tensor) -> np.ndarray:
+    def failing(frames: torch.Tensor) -> Callable[[], np.ndarray]:
         if next(calls) == 4:
             raise ZeroDivisionError
         return encode(frames)
@@ -250,8 +303,8 @@ def test_regions_and_samplings_reach_the_frames(clips: list[Path], small: Any, t
 def test_memory_does_not_grow_with_the_length_of_a_video(small: Any, tmp_path: Path) -> None:
     waiting: list[int] = []
 
-    def encode(frames: torch.Tensor) -> np.ndarray:
-        return np.zeros((len(frames), 512), np.float32)
+    def encode(frames: torch.Tensor) -> Callable[[], np.ndarray]:
+        return lambda: np.zeros((len(frames), 512), np.float32)
 
     class Watched(PartWriter):
         def open(self, row: Any, views: Any = None) -> Any:
@@ -299,7 +352,7 @@ def test_a_batch_that_does_not_fit_is_halved(small: Any) -> None:
     crowded = replace(small, module=Crowded(module.net, layout=module.layout, average=module.average))
     encode, batch_size = make_encoder(crowded, CPU, "fp32", 16)
     assert batch_size == 2
-    assert encode(torch.zeros(2, 3, 48, 48, dtype=torch.uint8)).shape == (2, 512)
+    assert encode(torch.zeros(2, 3, 48, 48, dtype=torch.uint8))().shape == (2, 512)
 
 
 def test_devices_precisions_and_batch_sizes() -> None:

@@ -59,7 +59,7 @@ def bank_videos(data: Path, out: Path, sampling: Sampling, preprocessing: Prepro
     extract_videos(
         [{**row, "source": row["path"], "size": 0, "mtime": 0} for row in records(table)],
         ReadOptions(sampling, preprocessing),
-        lambda frames: picture_mean(frames).numpy(),
+        lambda frames: picture_mean(frames).numpy,
         4,
         PartWriter(out, made, lambda *_: None),
         lanes=1,
