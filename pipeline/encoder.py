@@ -16,16 +16,19 @@ from torch import Tensor, nn
 
 from pipeline.allocator import keep_memory
 from pipeline.backbone import Backbone, FeatureExtractor
+from pipeline.compiling import Compiling, Forward
 from pipeline.errors import UserError
 from pipeline.folding import folded
 from pipeline.preprocessing import normalise
 from pipeline.windows import FRAME, Window
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BATCH_SIZES = {"cpu": 8, "mps": 64, "cuda": 128}  # frames; of clips, as many as have so many frames together
+BATCH_SIZES = {"cpu": 8, "mps": 64}  # frames; of clips, as many as have so many frames together
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
-Encode = Callable[[Tensor], np.ndarray]
+# Starts the forward of (B, *input_shape) uint8 rows; what it returns waits for it and gives (B, …) float32 embeddings.
+# On a CPU, and on Apple's GPU, they are computed before it returns.
+Encode = Callable[[Tensor], Callable[[], np.ndarray]]
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -64,12 +67,17 @@ def choose_precision(name: str, device: torch.device, banked: str | None = None)
 
 def choose_batch_size(
     size: str | int, device: torch.device, banked: Mapping[str, Any] | None = None, window: Window = FRAME
-) -> int:
-    """The batch size; `auto` keeps to what the bank was begun with on such a device: resumed rows are the same."""
+) -> int | None:
+    """The batch size; `auto` keeps to what the bank was begun with on such a device: resumed rows are the same.
+
+    None, on a GPU of CUDA alone, is for `pipeline.batch_probe` to find.
+    """
     if size != "auto":
         return int(size)
     if banked is not None and banked.get("device") == device.type:
         return int(banked["batch_size"])
+    if device.type == "cuda":
+        return None
     frames = BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
     return max(1, frames // window.depth)
 
@@ -111,36 +119,39 @@ def in_channels_last(tensor: Tensor) -> Tensor:
     return tensor if layout is None else tensor.contiguous(memory_format=layout)
 
 
-def make_encoder(backbone: Backbone, device: torch.device, precision: str, batch_size: int) -> tuple[Encode, int]:
+def make_encoder(
+    backbone: Backbone, device: torch.device, precision: str, batch_size: int, compiling: Compiling | None = None
+) -> tuple[Encode, int]:
     """Put the backbone on the device and try one batch, halving the batch size while the device has no room for it.
 
     On a CPU this process's allocator is told, once, to keep what it has: batches are all of one size, and a third of
-    the time of a small network would go into getting the same memory from the kernel again for each.
+    the time of a small network would go into getting the same memory from the kernel again for each. `compiling` says
+    afterwards whether the network is compiled; None leaves it as it is.
 
     Returns:
-        the encoder, from (B, *input_shape) uint8 rows to (B, D) or (B, C, H, W) float32 embeddings, and B.
+        the encoder, from (B, *input_shape) uint8 rows to (B, D) or (B, C, H, W) float32 embeddings, and B. The rows may
+        not change before it has given its embeddings.
 
     Raises:
         UserError: not even one row fits, or the device can't compute in this precision.
     """
     dtype = PRECISIONS[precision]
-    turn = threading.Lock() if device.type != "cpu" else nullcontext()
     if device.type == "cpu":
         keep_memory()
     module = placed(backbone.module, device, dtype)
 
-    @torch.inference_mode()
-    def encode(rows: Tensor) -> np.ndarray:
-        with turn:
-            batch = normalise(backbone.preprocessing, rows.to(device), backbone.window)
-            embeddings: np.ndarray = module(in_channels_last(batch.to(dtype))).float().cpu().numpy()
-            return embeddings
+    def forward(rows: Tensor) -> Tensor:
+        batch = normalise(backbone.preprocessing, rows, backbone.window)
+        embeddings: Tensor = module(in_channels_last(batch.to(dtype))).float()
+        return embeddings
 
+    encoding = _submitting if device.type == "cuda" else _computing
+    encode = encoding(forward, device)
     what = "frame" if backbone.window == FRAME else f"{backbone.window.kind} of {backbone.window.length}"
     while True:
         try:
-            encode(torch.zeros(batch_size, *backbone.input_shape, dtype=torch.uint8))
-            return encode, batch_size
+            encode(torch.zeros(batch_size, *backbone.input_shape, dtype=torch.uint8))()
+            break
         except torch.OutOfMemoryError as error:
             if batch_size == 1:
                 raise UserError(f"{device} has no room for one {what}; try --device cpu.") from error
@@ -150,3 +161,53 @@ def make_encoder(backbone: Backbone, device: torch.device, precision: str, batch
             raise UserError(
                 f"{backbone.name} does not run in {precision} on {device} ({reason}); try --precision fp32."
             ) from error
+    if compiling is None:
+        return encode, batch_size
+    return encoding(compiling(forward, (batch_size, *backbone.input_shape), device, dtype), device), batch_size
+
+
+def batches_ahead(device: torch.device) -> int:
+    """How many batches of a lane may be under way on a device while it fills the next: one where they are submitted."""
+    return 1 if device.type == "cuda" else 0
+
+
+def _computing(forward: Forward, device: torch.device) -> Encode:
+    """Forwards that are done when they return: on a CPU side by side, else one after the other."""
+    turn = nullcontext() if device.type == "cpu" else threading.Lock()
+
+    @torch.inference_mode()
+    def encode(rows: Tensor) -> Callable[[], np.ndarray]:
+        with turn:
+            embeddings: np.ndarray = forward(rows.to(device)).cpu().numpy()
+        return lambda: embeddings
+
+    return encode
+
+
+def _submitting(forward: Forward, device: torch.device) -> Encode:
+    """Forwards on a stream of their own: batches come to the GPU on the callers' streams, beside the one it computes.
+
+    All forwards share the one stream, and so the memory of their activations.
+    """
+    stream, turn = torch.cuda.Stream(device), threading.Lock()
+
+    @torch.inference_mode()
+    def encode(rows: Tensor) -> Callable[[], np.ndarray]:
+        sent = rows.to(device, non_blocking=True)
+        sent.record_stream(stream)  # whose memory is not to be used again before this stream is done with it
+        sending = torch.cuda.current_stream(device).record_event()
+        with turn, torch.cuda.stream(stream):
+            stream.wait_event(sending)
+            embeddings = forward(sent)
+            fetched = torch.empty(embeddings.shape, dtype=embeddings.dtype, pin_memory=True)
+            fetched.copy_(embeddings, non_blocking=True)
+            done = torch.cuda.Event(blocking=True)  # one that is waited for asleep
+            done.record(stream)
+
+        def result() -> np.ndarray:
+            done.synchronize()
+            return fetched.numpy().copy()  # pinned memory goes back to the next batch
+
+        return result
+
+    return encode

@@ -28,6 +28,7 @@ from pipeline.scoring import OVERLAPS, chosen_rows, lengths_of, reading
 from pipeline.segments import IGNORED
 from pipeline.selection import Selection
 from pipeline.sequences import Batch, Sequences, buckets
+from pipeline.transfers import moved
 
 
 class Portion(NamedTuple):
@@ -75,7 +76,7 @@ class Portion(NamedTuple):
         if self.counted is None:
             return values
         place = layout(batch.packed)
-        first, stop = torch.from_numpy(self.counted).to(values.device)[place.video].unbind(dim=1)
+        first, stop = moved(torch.from_numpy(self.counted), values.device)[place.video].unbind(dim=1)
         counts = (place.step >= first) & (place.step < stop)
         masked = IGNORED if targets.kind == "class" else float("nan")
         return torch.where(counts if values.ndim == 1 else counts[:, None], values, masked)

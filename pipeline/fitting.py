@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pipeline import ranks
+from pipeline.allocator import keep_memory
 from pipeline.epochs import Portion, apart, beginning, in_steps, portions_of, sizes_of
 from pipeline.errors import UserError
 from pipeline.heads import Carry, SequenceModel, without_rows
@@ -133,6 +134,8 @@ def fit(
     """
     device = torch.device(device)
     _check(head, targets, objective, config, device)
+    if device.type == "cpu":
+        keep_memory()  # else a fifth of a step, and more, goes into getting the same memory from the kernel again
     notes: list[str] = []
     train = _with_targets("training", train, targets, sequences, notes)
     validation = _with_targets("validation", validation, targets, sequences, notes)

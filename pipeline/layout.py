@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from pipeline.transfers import moved
+
 
 class Layout(NamedTuple):
     """For B videos with n rows in all. Videos are numbered in the order in which the sequence was packed (unsorted)."""
@@ -36,10 +38,10 @@ def layout(packed: PackedSequence) -> Layout:
     # Sizes never rise, so the video of rank r has as many steps as there are sizes above r.
     lengths = len(sizes) - torch.searchsorted(sizes.flip(0), ranks, right=True)
     last = starts[lengths - 1] + ranks
-    step = torch.repeat_interleave(torch.arange(len(sizes), device=device), _moved(sizes, device), output_size=rows)
-    begin = _moved(starts, device)
+    step = torch.repeat_interleave(torch.arange(len(sizes), device=device), moved(sizes, device), output_size=rows)
+    begin = moved(starts, device)
     rank = torch.arange(rows, device=device) - begin[step]
-    ranks, lengths, last = _moved(ranks, device), _moved(lengths, device), _moved(last, device)
+    ranks, lengths, last = moved(ranks, device), moved(lengths, device), moved(last, device)
     if packed.sorted_indices is None or packed.unsorted_indices is None:  # packed in falling order of length
         return Layout(lengths, rank, step, ranks, last, begin)
     unsorted = packed.unsorted_indices
@@ -60,10 +62,3 @@ def alone(rows: Tensor) -> PackedSequence:
 def sums(data: Tensor, place: Layout) -> Tensor:
     """Packed rows (n, H) added up by video: (B, H)."""
     return data.new_zeros(len(place.lengths), data.shape[1]).index_add(0, place.video, data)
-
-
-def _moved(numbers: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it: by way of page-locked memory, if it is a GPU's."""
-    if device.type != "cuda":
-        return numbers.to(device)
-    return numbers.pin_memory().to(device, non_blocking=True)

@@ -18,6 +18,7 @@ from pipeline.ids import readable
 from pipeline.layout import Layout, layout, sums
 from pipeline.segments import IGNORED
 from pipeline.targets import Targets
+from pipeline.transfers import moved
 
 LOSSES = {"class": ("cross-entropy",), "multilabel": ("bce",), "value": ("mse", "huber")}  # the first is the default
 SUPERVISIONS = ("pooled", "every-step", "growing")
@@ -67,7 +68,7 @@ class TargetRows(NamedTuple):
 
     def of(self, batch: _Batch) -> Tensor:
         """The targets of a batch: of its b videos in their order, or of its n packed rows."""
-        rows = batch.rows if self.per_frame else torch.from_numpy(batch.videos).to(self.values.device)
+        rows = batch.rows if self.per_frame else moved(torch.from_numpy(batch.videos), self.values.device)
         return self.values.index_select(0, rows)
 
     def to(self, device: torch.device | str) -> Self:

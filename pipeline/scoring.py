@@ -20,6 +20,7 @@ from pipeline.objectives import Objective, TargetRows
 from pipeline.sampling import nearest
 from pipeline.selection import Selection, select
 from pipeline.sequences import Batch, Sequences, buckets
+from pipeline.transfers import moved
 
 CHUNK_STEPS = 4096  # a longer video is scored in such chunks
 OVERLAPS = 4  # chunks of a bidirectional head see 1 / OVERLAPS of their length more on either side
@@ -102,7 +103,7 @@ class Gathered:
         if self.objective.per_frame:
             rows = batch.rows
         else:
-            rows = torch.from_numpy(batch.videos).to(scores.device)
+            rows = moved(torch.from_numpy(batch.videos), scores.device)
         self.sums.index_add_(0, rows, scores)
         self.draws.index_add_(0, rows, torch.ones(len(rows), device=scores.device))
 
@@ -156,7 +157,7 @@ def _in_chunks(
     steps = np.arange(sequences.lengths[video]) if chosen is None else chosen
     read = reading(sequences, video, steps)
     output = score_in_chunks(head, read, len(steps), chunk=chunk, overlap=max(1, chunk // OVERLAPS))
-    rows = torch.from_numpy(steps + sequences.offsets[video]).to(sequences.device)
+    rows = moved(torch.from_numpy(steps + sequences.offsets[video]), sequences.device)
     whole = alone(output if output.ndim == 2 else output[None])
     return Batch(np.array([video]), whole, rows), whole if output.ndim == 2 else output[None]
 

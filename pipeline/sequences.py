@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import PackedSequence
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.joined_banks import TIME_TOLERANCE_SECONDS, Reader, Rows, Stream, columns_of, common_ids, common_seconds
+from pipeline.transfers import moved
 
 _READ_AHEAD = 2  # batches
 _BATCH_BYTES = 512 << 20  # of features on the device at once; only maps make so few rows so large
@@ -127,6 +128,14 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def place(self) -> str:
+        """Where the rows lie: "streamed" from their banks, "in memory", or "on cuda", where nothing of them is sent."""
+        if not isinstance(self._rows, torch.Tensor):
+            return "streamed"
+        there = self._rows.device.type
+        return "in memory" if there == "cpu" else f"on {there}"
 
     def seconds(self, position: int) -> np.ndarray:
         """(T,) float64 times at which the frames of one video are presented; NaN where the source has no clock."""
@@ -254,20 +263,22 @@ class Sequences:
 
     def _pack(self, videos: np.ndarray, layout: _Layout, data: torch.Tensor | None) -> Batch:
         # One transfer for all indices: on a GPU each costs more than it carries.
-        numbers = layout.rows % self.offsets[-1]  # of whichever view
-        indices = torch.from_numpy(np.concatenate([numbers, layout.order, layout.back]))
+        whole = int(self.offsets[-1])
+        indices = moved(torch.from_numpy(np.concatenate([layout.rows, layout.order, layout.back])), self.device)
+        rows, order, back = indices.split([len(layout.rows), len(layout.order), len(layout.order)])
         if data is None:
             assert isinstance(self._rows, torch.Tensor)
-            data = self._rows.index_select(0, torch.from_numpy(layout.rows).to(self._rows.device))
-        indices = indices.to(self.device)
-        rows, order, back = indices.split([len(numbers), len(layout.order), len(layout.order)])
+            there = self._rows.device == rows.device
+            data = self._rows.index_select(0, rows if there else torch.from_numpy(layout.rows))
+        rows = rows % whole  # of whichever view
         packed = PackedSequence(_ready(data, self.device), torch.from_numpy(layout.batch_sizes), order, back)
         return Batch(videos, packed, rows)
 
 
 def _ready(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Rows on a device: embeddings as float32, frames as the uint8 that they are."""
-    return rows.to(device, torch.uint8 if rows.dtype == torch.uint8 else torch.float32)
+    """Rows on a device: embeddings as float32, which they become there, frames as the uint8 that they are."""
+    rows = moved(rows, device)
+    return rows if rows.dtype == torch.uint8 else rows.to(torch.float32)
 
 
 def load_sequences(

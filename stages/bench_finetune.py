@@ -13,7 +13,6 @@ computation, and the longer of the two counts; on a CPU they share its cores, an
 
 import copy
 import math
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -62,6 +61,7 @@ from pipeline.unfreezing import groups_of, read_unfreezing
 from pipeline.video_model import VideoModel
 from pipeline.writing import check_outputs, write_json
 from stages.console import Display, counted, plain_time
+from stages.machine import clock_mhz, machine, machine_words, versions
 
 OK, DIFFER, INTERRUPTED = 0, 1, 130
 _VIDEOS, _BANKED, _HEAD = "1  from videos", "2  from the prefix bank", "3  the head alone, on its bank"
@@ -124,14 +124,14 @@ class _Measured(NamedTuple):
         seconds: of each way and part, per epoch, in every turn but the first.
         rows: that an epoch trains on.
         losses: of both ways, in every turn.
-        streamed: whether the prefix bank is read from disk in every epoch, as it would be for all videos of the run.
+        place: where the prefix bank lies (`Sequences.place`); it is streamed if it would be for all videos of the run.
         kept: whether activations are kept for the backward pass, and not computed again.
     """
 
     seconds: dict[str, list[float]]
     rows: int
     losses: np.ndarray
-    streamed: bool
+    place: str
     kept: bool
 
     def median(self, name: str) -> float:
@@ -276,7 +276,7 @@ def _measure(setting: _Setting, prefix_bank: Path, epochs: int) -> _Measured:
         for name, per_row in _computing(setting, videos, models[_BANKED], reads[_VIDEOS]).items():
             seconds[name].append(per_row * rows[-1])
     counted_turns = {name: each[1:] for name, each in seconds.items()}
-    return _Measured(counted_turns, rows[-1], np.array(list(losses.values())), memory == 0, not plan.recompute)
+    return _Measured(counted_turns, rows[-1], np.array(list(losses.values())), reads[_BANKED].place, not plan.recompute)
 
 
 def _epoch(
@@ -378,8 +378,9 @@ def _result(setting: _Setting, measured: _Measured, banking: float) -> dict[str,
     speedup = median[_VIDEOS] / median[_BANKED]
     saved = median[_VIDEOS] - median[_BANKED]
     return {
-        "machine": platform.platform(),
-        "torch": torch.__version__,
+        "machine": machine(),
+        "clock_mhz": clock_mhz(),
+        "versions": versions(),
         "device": plan.device.type,
         "threads": setting.threads,
         "precision": plan.precision,
@@ -387,7 +388,7 @@ def _result(setting: _Setting, measured: _Measured, banking: float) -> dict[str,
         "unfreeze": list(plan.unfreezing.names),
         "videos": len(setting.banked),
         "rows": measured.rows,
-        "prefix_bank": "streamed" if measured.streamed else "in memory",
+        "prefix_bank": measured.place,
         "recompute": not measured.kept,
         "least": {name: min(each) for name, each in measured.seconds.items()},
         "median": median,
@@ -411,6 +412,7 @@ def _show(display: Display, setting: _Setting, measured: _Measured, result: dict
     prefix, backbone, plan = setting.halves.prefix, setting.start.backbone, setting.plan
     assert prefix is not None
     median = result["median"]
+    display.field("Machine", machine_words(result["machine"]))
     display.field(
         "Run",
         f"{setting.start.run}: {len(setting.banked)} of {counted(setting.run_videos, 'video')}, "

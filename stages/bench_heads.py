@@ -4,7 +4,6 @@ All loops train the same LSTM with the same optimiser on the same videos, one ep
 else the machine does falls on all of them: the ratios hold better than the seconds.
 """
 
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from pipeline.sources import source_path
 from pipeline.targets import from_catalog
 from pipeline.writing import check_outputs, write_json
 from stages.console import Display, counted
+from stages.machine import clock_mhz, machine, machine_words, versions
 
 OK = 0
 _OURS, _BARE, _COLLATED = "ours", "bare loop, packed beforehand", "pack_sequence for every batch"
@@ -88,7 +88,8 @@ def run(config: BenchHeadsConfig) -> int:
         torch.set_num_threads(config.threads)
         try:
             with threadpool_limits(limits=config.threads, user_api="blas"):
-                seconds = _epochs(config, sequences.to(device), targets.to(device), device)
+                there = sequences.to(device)
+                seconds = _epochs(config, there, targets.to(device), device)
         finally:
             torch.set_num_threads(threads)
         cnn = _cnn_epoch(config, bank, device, sequences) if config.cnn_videos else None
@@ -96,7 +97,9 @@ def run(config: BenchHeadsConfig) -> int:
     fastest = {name: float(np.min(each)) for name, each in seconds.items()}
     middle = {name: float(np.median(each)) for name, each in seconds.items()}
     size = f"{counted(len(sequences), 'video')}, {rows:,} rows × {sequences.feature_shape[0]}"
-    display.field("Bank", f"{config.bank}: {size}")
+    known_machine = machine()
+    display.field("Machine", machine_words(known_machine))
+    display.field("Bank", f"{config.bank}: {size}, {there.place}")
     display.field(
         "Head",
         f"LSTM {config.hidden}, last state, batches of {config.batch_size}, adamw; float32 on {device.type}, "
@@ -109,12 +112,15 @@ def run(config: BenchHeadsConfig) -> int:
         display.line(f"{name:<32}{fastest[name]:>9.3f}{middle[name]:>9.3f}{ratio:>8.2f}")
     display.line("(ratio: our median to this one; up to 1.15 is the aim beside the bare loop)")
     result: dict[str, Any] = {
-        "machine": platform.platform(),
-        "torch": torch.__version__,
+        "machine": known_machine,
+        "clock_mhz": clock_mhz(),
+        "versions": versions(),
         "device": device.type,
         "threads": config.threads,
         "videos": len(sequences),
         "rows": rows,
+        "features": there.place,
+        "seconds": seconds,
         "least": fastest,
         "median": middle,
     }

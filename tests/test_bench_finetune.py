@@ -113,7 +113,7 @@ def test_other_activations_give_other_losses_and_are_found(start: Start, monkeyp
 
 def test_both_ways_give_the_same_losses(start: Start, tmp_path: Path) -> None:
     measured, _ = figures(start, tmp_path / "figures.json")
-    assert measured["loss_difference"] < 1e-6
+    assert measured["loss_difference"] < 1e-5  # float32: the prefix ran in batches of another size
 
 
 def test_what_cannot_be_measured_is_refused(start: Start, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import multiprocessing
 import subprocess
 import sys
 import threading
+from copy import copy
 from pathlib import Path
 
 import h5py
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, unpack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import joined_banks, packing
 from pipeline.bank import Bank, create
@@ -372,6 +374,37 @@ def test_batches_on_a_gpu(bank, memory_bytes):
     assert there.rows.is_cuda
     assert there.packed.batch_sizes.device.type == "cpu"
     assert torch.equal(there.packed.data.cpu(), here.packed.data)
+
+
+class Transfers(TorchDispatchMode):
+    """Counts what goes from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].device != result.device:
+            self.sent.append(args[0])
+        return result
+
+
+def test_a_batch_of_resident_rows_sends_their_numbers_alone_and_at_once():
+    """The device `meta` computes nothing, but like a GPU it is another one."""
+    rows = torch.randn(11, 4, dtype=torch.float16)
+    sequences = Sequences(["a", "b"], [np.arange(5.0), np.arange(6.0)], rows)
+    resident = sequences.to("meta")
+    sent = copy(sequences)
+    sent.device = torch.device("meta")
+    for there, place, what in ((resident, "on meta", [15]), (sent, "in memory", [15, 11 * 4])):
+        assert there.place == place
+        with Transfers() as transfers:
+            batch = there.batch(np.array([1, 0]))
+        assert [one.numel() for one in transfers.sent] == what  # 11 rows, and the order of 2 videos there and back
+        assert batch.packed.batch_sizes.device.type == "cpu"  # as cuDNN wants them: it waits for nothing
+        assert (batch.packed.data.dtype, batch.packed.data.device.type) == (torch.float32, "meta")
+    assert transfers.sent[1].dtype == torch.float16  # half the bytes: they are widened there
 
 
 def test_what_is_needed_only_at_times_is_loaded_only_then():
