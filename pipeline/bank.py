@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import features as hdf5
+from pipeline.checking import check_video
 from pipeline.errors import UserError
 from pipeline.lock import hold, is_running
 from pipeline.windows import window_in
@@ -201,6 +203,7 @@ class Bank(Mapping[str, np.ndarray]):
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._open_files: dict[Path, Any] = {}
+        self._lock = threading.RLock()  # over what is open: HDF5 reads one thing at a time anyway
         self._read_again()
 
     def _read_again(self) -> None:
@@ -277,25 +280,40 @@ class Bank(Mapping[str, np.ndarray]):
             self._open_files.pop(next(iter(self._open_files))).close()
         return file
 
+    def in_reading_order(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows of the catalog in the order of ids, or, where the bank is in more files than are kept open, file after
+        file: going back and forth between them would open one for nearly every video."""
+        rows = rows.sort_values("id")
+        if len(self.files) <= _OPEN_FILES:
+            return rows
+        return rows.iloc[np.argsort([str(self._where[video_id]) for video_id in rows["id"]], kind="stable")]
+
     def path_of(self, video_id: str) -> Path:
         """The file that holds a video: the bank itself or a part."""
         return self._where[video_id]
 
-    def _array(self, video_id: str, name: str) -> np.ndarray:
-        """One array of a video. When its part was packed away since the bank was opened, the bank is read again."""
+    def _array(self, video_id: str, name: str, rows: slice | None = None) -> np.ndarray:
+        """One array of a video, or some of its rows; several threads may read. When its part was packed away since the
+        bank was opened, the bank is read again."""
         for last in (False, False, True):
-            try:
-                return np.asarray(self.file_of(video_id)[f"videos/{video_id}/{name}"])
-            except (OSError, KeyError):
-                if last or video_id not in self._where:
-                    raise
-                self.close()
-                self._read_again()
+            with self._lock:
+                try:
+                    dataset = self.file_of(video_id)[f"videos/{video_id}/{name}"]
+                    return np.asarray(dataset if rows is None else dataset[hdf5.of_rows(dataset, rows)])
+                except (OSError, KeyError):
+                    if last or video_id not in self._where:
+                        raise
+                    self.close()
+                    self._read_again()
         raise AssertionError  # the last turn returns or raises
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """Embeddings of one video, (T, D), (T, C, H, W) or with K views (K, T, D), float16 or float32."""
         return self._array(video_id, "features")
+
+    def read(self, video_id: str, start: int, stop: int) -> np.ndarray:
+        """Some rows of the embeddings of one video, of all views: (stop - start, D), (…, C, H, W) or (K, …, D)."""
+        return self._array(video_id, "features", slice(start, stop))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.catalog["id"])
@@ -332,7 +350,7 @@ class Bank(Mapping[str, np.ndarray]):
             except OSError as error:
                 problems.append((row["id"], f"its file cannot be opened: {error}"))
                 continue
-            found = hdf5.check_video(file, row, frames=frames, views=views)
+            found = check_video(file, row, frames=frames, views=views)
             problems += [(row["id"], problem) for problem in found]
         for file_path in self.files:
             with hdf5.open_file(file_path) as file:

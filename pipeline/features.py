@@ -17,11 +17,13 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import h5py
 import numpy as np
 import pandas as pd
+
+from pipeline.ids import RESERVED_SEGMENTS
 
 FORMAT = "framebank"
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
@@ -59,12 +61,13 @@ CATALOG: dict[str, str] = {
 FAILURES: dict[str, str] = {"id": "s", "path": "s", "reason": "s", "when": "s", "size": "i", "mtime": "i"}
 _EMPTY: dict[str, Any] = {"s": "", "f": np.nan, "i": -1, "b": 0}
 _DTYPES: dict[str, str] = {"s": "object", "f": "float64", "i": "int64", "b": "uint8"}
-_TIME = "timestamps"
-_AXES = {2: (_TIME, "feature"), 3: ("view", _TIME, "feature"), 4: (_TIME, "channel", "height", "width")}
+TIME = "timestamps"
+_AXES = {2: (TIME, "feature"), 3: ("view", TIME, "feature"), 4: (TIME, "channel", "height", "width")}
 WINDOW_FRAMES = "window_frames"  # the dataset of all frames of each row, where it has more than one
 # netCDF's mark for a dimension without coordinate values: xarray then counts it and no bytes are stored
 _NO_COORDINATE = "This is a netCDF dimension but not a netCDF variable.{:10d}"
 _CHUNK_BYTES = 1 << 20
+_METADATA_BYTES = 4 << 20  # what HDF5 keeps of an open file: it would be 32 MiB of each, and many are open
 _SLACK_BYTES = 4 << 20  # what HDF5 may write besides: its metadata cache
 _LONG_TEXT_BYTES = 64 << 20
 ROW_BYTES = 4096  # of a catalog row and its video's metadata, generously
@@ -73,7 +76,7 @@ _COPY_BYTES = 32 << 20
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table, as dicts."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    return cast("list[dict[str, Any]]", table.to_dict("records"))  # names are str; copying 100,000 rows takes seconds
 
 
 @dataclass
@@ -105,7 +108,12 @@ def utc_after(moment: str) -> str:
 
 def empty_table(columns: Mapping[str, str]) -> pd.DataFrame:
     """A table of no rows with the columns and dtypes of the schema."""
-    return pd.DataFrame({name: pd.Series(dtype=_DTYPES[kind]) for name, kind in columns.items()})
+    return _empty_table(tuple(columns.items())).copy()
+
+
+@cache
+def _empty_table(columns: tuple[tuple[str, str], ...]) -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series(dtype=_DTYPES[kind]) for name, kind in columns})
 
 
 def as_table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
@@ -122,7 +130,11 @@ def as_table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataF
 
 def open_file(path: Path) -> h5py.File:
     """A bank file, opened for reading, also on network file systems that know no locks."""
-    return h5py.File(path, "r", locking=False)
+    file = h5py.File(path, "r", locking=False)
+    cache = file.id.get_mdc_config()
+    cache.max_size = _METADATA_BYTES
+    file.id.set_mdc_config(cache)
+    return file
 
 
 def _check_free(folder: Path, size: int) -> None:
@@ -209,21 +221,32 @@ def begin(file: h5py.File, config: Mapping[str, Any], fingerprint: str, created:
 
 def time_axis(features: h5py.Dataset | np.ndarray) -> int:
     """Which axis of the features of a video counts its rows: 1 of (K, T, D), 0 of (T, D) and (T, C, H, W)."""
-    return _AXES[features.ndim].index(_TIME)
+    return _AXES[features.ndim].index(TIME)
 
 
-def _label_axes(group: h5py.Group) -> None:
-    """Attach dimension scales to every axis: xarray (h5netcdf) refuses a dataset with only some of them."""
-    group[_TIME].make_scale(_TIME)
-    axes = {"features": _AXES[group["features"].ndim], "frame_index": (_TIME,), WINDOW_FRAMES: (_TIME, "window_frame")}
+def of_rows(features: h5py.Dataset, rows: slice) -> tuple[slice, ...]:
+    """What selects some rows of the features of a video, of all of its views."""
+    return (*[slice(None)] * time_axis(features), rows)
+
+
+def _label_axes(group: h5py.Group, datasets: Mapping[str, h5py.Dataset]) -> None:
+    """Attach dimension scales to every axis: xarray (h5netcdf) refuses a dataset with only some of them.
+
+    By h5py's low level: looking every dataset up again took most of the time that a short video takes to write.
+    """
+    scales = {TIME: datasets[TIME].id}
+    h5py.h5ds.set_scale(scales[TIME], TIME.encode())
+    features = _AXES[datasets["features"].ndim]
+    axes = {"features": features, "frame_index": (TIME,), WINDOW_FRAMES: (TIME, "window_frame")}
     for dataset, names in axes.items():
-        if dataset not in group:
+        if dataset not in datasets:
             continue
         for axis, name in enumerate(names):
-            if name not in group:
-                size = group[dataset].shape[axis]
-                group.create_dataset(name, shape=(size,), dtype=">f4").make_scale(_NO_COORDINATE.format(size))
-            group[dataset].dims[axis].attach_scale(group[name])
+            if name not in scales:
+                size = datasets[dataset].shape[axis]
+                scales[name] = group.create_dataset(name, shape=(size,), dtype=">f4").id
+                h5py.h5ds.set_scale(scales[name], _NO_COORDINATE.format(size).encode())
+            h5py.h5ds.attach_scale(datasets[dataset].id, scales[name], axis)
 
 
 class VideoWriter:
@@ -236,6 +259,7 @@ class VideoWriter:
         self.group = file.require_group(f"videos/{video_id}")
         self.label, self.source = label, source
         self.rows = 0
+        self._datasets: dict[str, h5py.Dataset] = {}
 
     def write(self, features: np.ndarray, timestamps: np.ndarray, frames: np.ndarray) -> None:
         """Write all T rows at once.
@@ -246,7 +270,7 @@ class VideoWriter:
             frames: (T, F) int64 numbers of the frames of each row, of which the one in the middle stands for it.
         """
         for name, data in _datasets(features, timestamps, frames).items():
-            self.group.create_dataset(name, data=data)
+            self._datasets[name] = self.group.create_dataset(name, data=data)
         self.rows = len(features)
 
     def append(self, features: np.ndarray, timestamps: np.ndarray, frames: np.ndarray) -> None:
@@ -254,19 +278,19 @@ class VideoWriter:
         are those of `write`."""
         for name, piece in _datasets(features, timestamps, frames).items():
             axis = time_axis(piece) if name == "features" else 0
-            if name not in self.group:
-                self._create(name, piece, axis)
-            dataset = self.group[name]
+            dataset = self._datasets.get(name)
+            if dataset is None:
+                dataset = self._datasets[name] = self._created(name, piece, axis)
             dataset.resize(self.rows + piece.shape[axis], axis=axis)
             dataset[(*[slice(None)] * axis, slice(self.rows, None))] = piece
         self.rows += len(features)
 
-    def _create(self, name: str, piece: np.ndarray, axis: int) -> None:
+    def _created(self, name: str, piece: np.ndarray, axis: int) -> h5py.Dataset:
         """An empty dataset of rows like those of a piece, in chunks of whole rows of one view."""
         views, row = piece.shape[:axis], piece.shape[axis + 1 :]
         row_bytes = max(1, math.prod(row) * piece.dtype.itemsize)
         chunk = (*[1] * axis, max(1, _CHUNK_BYTES // row_bytes), *row)
-        self.group.create_dataset(
+        return self.group.create_dataset(
             name, shape=(*views, 0, *row), maxshape=(*views, None, *row), chunks=chunk, dtype=piece.dtype
         )
 
@@ -277,9 +301,9 @@ class VideoWriter:
             views: what each view shows, where there are any.
             padded: how many frames of its only clip are its last one repeated.
         """
-        _label_axes(self.group)
+        _label_axes(self.group, self._datasets)
         if views is not None:
-            self.group["features"].attrs["views"] = json.dumps(list(views))
+            self._datasets["features"].attrs["views"] = json.dumps(list(views))
         if padded:
             self.group.attrs["padded"] = padded
         self.group.attrs["label"] = self.label
@@ -291,7 +315,7 @@ def _datasets(features: np.ndarray, timestamps: np.ndarray, frames: np.ndarray) 
     """Rows as they are stored, by the names of their datasets."""
     stored = {
         "features": np.moveaxis(features, 0, 1) if features.ndim == 3 else features,
-        _TIME: timestamps.astype(np.float64),
+        TIME: timestamps.astype(np.float64),
         "frame_index": frames[:, frames.shape[1] // 2].astype(np.int64),
     }
     return stored | ({WINDOW_FRAMES: frames.astype(np.int64)} if frames.shape[1] > 1 else {})
@@ -307,7 +331,7 @@ def copy_video(source: h5py.File, output: Output, row: Mapping[str, Any]) -> Non
     """
     group = source[f"videos/{row['id']}"]
     writer = VideoWriter(output.file, row["id"], label=row["label"], source=row["source"])
-    features, frames = group["features"], group.get(WINDOW_FRAMES, group["frame_index"])
+    features, frames = group["features"], group[WINDOW_FRAMES if WINDOW_FRAMES in group else "frame_index"]
     axis = time_axis(features)
     rows = features.shape[axis]
     rows_at_once = max(1, _COPY_BYTES // max(1, features.nbytes // max(1, rows)))
@@ -317,7 +341,7 @@ def copy_video(source: h5py.File, output: Output, row: Mapping[str, Any]) -> Non
         copied = np.moveaxis(features[:, piece], 1, 0) if axis else features[piece]
         numbers = frames[piece] if frames.ndim == 2 else frames[piece][:, None]
         output.reserve(copied.nbytes + numbers.nbytes)
-        write(copied, group[_TIME][piece], numbers)
+        write(copied, group[TIME][piece], numbers)
     views = features.attrs.get("views")
     writer.finish(views=None if views is None else json.loads(views), padded=int(group.attrs.get("padded", 0)))
 
@@ -329,9 +353,8 @@ def link_video(index: h5py.File, part: h5py.File, part_name: str, row: Mapping[s
     """
     source = part[f"videos/{row['id']}"]
     group = index.require_group(f"videos/{row['id']}")
-    for name, item in source.items():
-        if isinstance(item, h5py.Dataset):
-            group[name] = h5py.ExternalLink(part_name, item.name)
+    for name in RESERVED_SEGMENTS.intersection(source):  # by name: opening each to see what it is takes twice as long
+        group[name] = h5py.ExternalLink(part_name, f"{source.name}/{name}")
     for name, value in source.attrs.items():
         group.attrs[name] = value
     group.attrs["label"], group.attrs["source"] = row["label"], row["source"]
@@ -356,17 +379,28 @@ def _write_texts(group: h5py.Group, name: str, texts: list[str]) -> None:
     group.create_dataset(name, data=np.array(encoded, dtype=dtype))
 
 
-def _read_texts(dataset: h5py.Dataset) -> list[str]:
-    return [value.decode() for value in dataset[:].tolist()]
+def _read_column(group: h5py.Group, name: str) -> np.ndarray:
+    """One column, whole. By h5py's low level, in a third of the time: a bank in thousands of parts has 32 of each."""
+    dataset = h5py.h5d.open(group.id, name.encode())
+    values = np.empty(dataset.shape, dataset.dtype)
+    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return values
+
+
+def _read_texts(group: h5py.Group, name: str) -> list[str]:
+    return [value.decode() for value in _read_column(group, name).tolist()]
 
 
 def read_table(file: h5py.File, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
     """Read such a table back, in the order its columns were written."""
     group = file[name]
     data: dict[str, Any] = {}
-    for column in json.loads(group.attrs["columns"]):
+    names = json.loads(group.attrs["columns"])
+    if not len(_read_column(group, names[0])):  # the ledger of most parts: no need to look at every column
+        return empty_table({column: columns.get(column, "s") for column in names})
+    for column in names:
         text = columns.get(column, "s") == "s"
-        data[column] = np.array(_read_texts(group[column]), dtype=object) if text else group[column][:]
+        data[column] = np.array(_read_texts(group, column), dtype=object) if text else _read_column(group, column)
     return pd.DataFrame(data)
 
 
@@ -389,8 +423,8 @@ def read_contents(path: Path) -> Contents:
             catalog=read_table(file, "catalog", CATALOG),
             failures=read_table(file, "failures", FAILURES),
             created=file.attrs["created"],
-            links=_read_texts(file["parts/links"]) if "parts/links" in file else [],
-            absorbed=_read_texts(file["parts/absorbed"]) if "parts/absorbed" in file else [],
+            links=_read_texts(file["parts"], "links") if "parts/links" in file else [],
+            absorbed=_read_texts(file["parts"], "absorbed") if "parts/absorbed" in file else [],
         )
 
 
@@ -423,69 +457,3 @@ def stored_ids(file: h5py.File) -> set[str]:
 
     walk(file["videos"])
     return found
-
-
-def check_video(file: h5py.File, row: Mapping[str, Any], *, frames: int = 1, views: int | None = None) -> list[str]:
-    """What is wrong with one stored video; empty when all is well.
-
-    Args:
-        file: that holds it.
-        row: of the catalog.
-        frames: of how many each of its rows is made, F.
-        views: K, where there are any.
-    """
-    video_id = row["id"]
-    try:
-        group = file[f"videos/{video_id}"]
-        features, timestamps, frame_index = (group[name] for name in ("features", _TIME, "frame_index"))
-        windows = group[WINDOW_FRAMES] if frames > 1 else None
-    except KeyError as error:
-        return [f"cannot be read: {error.args[0]}"]
-    problems = []
-    if not group.attrs.get("complete", False):
-        problems.append("not marked complete")
-    if features.ndim != 3 if views is not None else features.ndim not in (2, 4):
-        expected = "(T, D) or (T, C, H, W)" if views is None else "(K, T, D)"
-        return [*problems, f"features have shape {features.shape}; expected {expected}"]
-    axis = time_axis(features)
-    rows = features.shape[axis]
-    if rows == 0 or rows != row["rows"]:
-        problems.append(f"features have {rows} rows, the catalog says {row['rows']}")
-    if not rows == len(timestamps) == len(frame_index):
-        problems.append(f"{rows} feature rows, {len(timestamps)} timestamps and {len(frame_index)} frame indices")
-    if views is not None and (len(features) != views or len(json.loads(features.attrs.get("views", "[]"))) != views):
-        problems.append(f"features have {len(features)} views or describe another number; expected {views}")
-    try:
-        seconds = timestamps[:]
-        if not np.isnan(seconds).all() and not (np.diff(seconds) >= 0).all():
-            problems.append("timestamps decrease or are missing")
-        if not (np.diff(frame_index[:]) > 0).all():
-            problems.append("frame indices do not increase")
-        if windows is not None and not _windows_fit(windows, frame_index[:], frames):
-            problems.append(f"{WINDOW_FRAMES} are not {frames} rising frames of each row around its frame index")
-        first_bad = _first_not_finite(features, axis)
-        if first_bad is not None:
-            problems.append(f"features are not finite, first in row {first_bad}")
-    except OSError as error:
-        problems.append(f"cannot be read: {error}")
-    return problems
-
-
-def _windows_fit(windows: h5py.Dataset, frame_index: np.ndarray, frames: int) -> bool:
-    if windows.shape != (len(frame_index), frames):
-        return False
-    numbers = windows[:]
-    return bool((np.diff(numbers, axis=1) >= 0).all() and (numbers[:, frames // 2] == frame_index).all())
-
-
-def _first_not_finite(features: h5py.Dataset, axis: int) -> int | None:
-    """The first row with a value that is not finite, in any view; None where there is none."""
-    rows = features.shape[axis]
-    rows_at_once = max(1, _COPY_BYTES // max(1, features.nbytes // max(1, rows)))
-    for start in range(0, rows, rows_at_once):
-        piece = slice(start, start + rows_at_once)
-        bad = ~np.isfinite(features[:, piece] if axis else features[piece])
-        in_rows = bad.any(axis=tuple(other for other in range(bad.ndim) if other != axis))
-        if in_rows.any():
-            return start + int(in_rows.argmax())
-    return None

@@ -55,7 +55,7 @@ def _write_one_file(
         data = "; ".join(dict.fromkeys(bank.config["data"] for bank, _ in banks))
         hdf5.begin(output.file, {**first.config, "data": data}, first.fingerprint, first.created)
         for bank, rows in banks:
-            for row in hdf5.records(rows.sort_values("id")):
+            for row in hdf5.records(bank.in_reading_order(rows)):
                 try:
                     hdf5.copy_video(bank.file_of(row["id"]), output, row)
                 except FileNotFoundError as error:
@@ -173,8 +173,9 @@ def link(
             void = [*void_parts(path), *(part for part in bank.parts if part not in parts)]
             with replacing(path, check) as temporary, hdf5.Output(temporary, in_memory=True) as output:
                 hdf5.begin(output.file, bank.config, bank.fingerprint, bank.created)
-                for row, part in zip(hdf5.records(catalog), parts, strict=True):
-                    hdf5.link_video(output.file, bank.file_of(row["id"]), f"{folder.name}/{part.name}", row)
+                names = dict(zip(bank, (f"{folder.name}/{part.name}" for part in parts), strict=True))
+                for row in hdf5.records(bank.in_reading_order(catalog)):
+                    hdf5.link_video(output.file, bank.file_of(row["id"]), names[row["id"]], row)
                 links, absorbed = [part.name for part in parts], [part.name for part in void]
                 hdf5.write_contents(output.file, hdf5.Contents("", {}, catalog, failures, "", links, absorbed))
         _delete(void, folder)

@@ -1,6 +1,7 @@
 """What is left to do: the videos that were found, held against what the bank already has."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -15,6 +16,9 @@ from pipeline.sources import source_digest, source_path, source_state, source_te
 from pipeline.videos import absolute_path
 
 _REQUEST = ("start", "end", "crop")  # what of a video was asked for; another request means other embeddings
+_COMPARED = ["id", "source", "kind", "fps", *_REQUEST, "size", "mtime", "digest"]  # a digest is of banked videos alone
+_THREADS = 8  # that ask for the state of files: on shared storage every answer takes a while
+_AT_ONCE = 256  # files that a thread asks for
 _OWN = {*hdf5.CATALOG, "path"} - {"label", "split", "group"}
 
 
@@ -47,10 +51,10 @@ def known_sources(bank: Bank | None, root: Path) -> dict[str, str]:
     """The ids that the bank has given to files below a folder, and those files."""
     if bank is None:
         return {}
-    below = absolute_path(root)
-    paths = {row["id"]: source_path(row["source"]) for row in hdf5.records(bank.catalog)}
-    paths |= {row["id"]: source_path(row["path"]) for row in hdf5.records(bank.failures)}
-    return {video_id: path for video_id, path in paths.items() if below in Path(path).parents}
+    below = str(absolute_path(root)).rstrip("/") + "/"
+    paths = dict(zip(bank.catalog["id"], map(source_path, bank.catalog["source"]), strict=True))
+    paths |= dict(zip(bank.failures["id"], map(source_path, bank.failures["path"]), strict=True))
+    return {video_id: path for video_id, path in paths.items() if path.startswith(below)}
 
 
 def _same_content(row: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
@@ -76,9 +80,16 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other or (one != one and other != other))
 
 
+def _states(sources: list[tuple[str, str]]) -> list[tuple[int, int]]:
+    return [source_state(path, kind) for path, kind in sources]
+
+
 def with_state(table: pd.DataFrame) -> pd.DataFrame:
     """The table of `find_videos` with what a bank keeps of each source: source str, size (bytes), mtime (ns) int64."""
-    states = [source_state(path, kind) for path, kind in zip(table["path"], table["kind"], strict=True)]
+    sources = list(zip(table["path"], table["kind"], strict=True))
+    pieces = [sources[place : place + _AT_ONCE] for place in range(0, len(sources), _AT_ONCE)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        states = [state for found in threads.map(_states, pieces) for state in found]
     return table.assign(
         source=[source_text(path) for path in table["path"]],
         size=[size for size, _ in states],
@@ -99,11 +110,11 @@ def plan(table: pd.DataFrame, bank: Bank | None, *, retry_failed: bool, allow_pa
     table = with_state(table)
     if bank is None:
         return Plan(table, table[:0], hdf5.empty_table(hdf5.FAILURES), [], [], [], [], table[["id"]][:0])
-    banked = {row["id"]: row for row in hdf5.records(bank.catalog)}
+    banked = {row["id"]: row for row in hdf5.records(bank.catalog[_COMPARED])}
     ledger = {row["id"]: row for row in hdf5.records(bank.failures)}
     spans = {_span(row) for row in banked.values()}
     todo, done, failed, gone, changed, doubled, moved_onto = [], [], [], [], [], [], []
-    for row in hdf5.records(table):
+    for row in hdf5.records(table[[*_COMPARED[:-1], "path"]]):
         video_id = row["id"]
         old, failure = banked.get(video_id), ledger.get(video_id)
         partial = failure is not None and allow_partial and "--allow-partial" in failure["reason"]

@@ -13,19 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from pipeline.blockwise import Read, Span, computed, in_blocks, lazy, of_each, rows_at_once
 from pipeline.errors import UserError
 from pipeline.inputs import Inputs, centre_of, context_at, expand
 from pipeline.layout import alone, with_data
 from pipeline.sequences import Sequences
 
-_BLOCK_BYTES = 64 << 20  # of a block of rows in float64
 _EXACT_WIDTH = 1536  # up to here the E × E matrix of correlations and its eigenvectors take less than a second
 _SUBSET_ROWS, _SUBSET_BYTES = 10_000, 1 << 30  # beyond, so many rows are enough for principal components
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)
 
-# Some rows of one video: its position, the first row, and where they end.
-_Span = tuple[int, int, int]
-_Read = Callable[[list[_Span]], np.ndarray]  # spans -> something of each of their rows, (n, width) float32
 # A block of rows (n, E) -> sums over them, (k, E) float64.
 _Sums = Callable[[np.ndarray], np.ndarray]
 
@@ -50,23 +47,14 @@ class Standardisation(NamedTuple):
 
 
 class _Rows:
-    """Something of every row of some videos, in blocks: several whole videos, or a part of a long one. In memory and
-    streamed the blocks are the same, and so are the numbers, but for the last digit of sums of many blocks."""
+    """Something of every row of some videos, in blocks (`pipeline.blockwise`). In memory and streamed the blocks are
+    the same, and so are the numbers, but for the last digit of sums of many blocks."""
 
-    def __init__(self, sequences: Sequences, videos: np.ndarray, width: int, read: _Read, places: int = 1) -> None:
+    def __init__(self, sequences: Sequences, videos: np.ndarray, width: int, read: Read, places: int = 1) -> None:
         """`read` gives for each banked row `places` rows of `width` numbers."""
         self.streamed, self.width, self.read = sequences.streamed, width, read
-        at_once = max(1, _BLOCK_BYTES // (8 * max(places * width, int(np.prod(sequences.feature_shape)))))
-        self.blocks: list[list[_Span]] = []
-        room = 0
-        for video, length in zip(videos.tolist(), sequences.lengths[videos].tolist(), strict=True):
-            for start in range(0, length, at_once):
-                stop = min(start + at_once, length)
-                if length > room:
-                    self.blocks.append([])
-                    room = at_once
-                self.blocks[-1].append((video, start, stop))
-                room = room - length if length <= at_once else 0
+        at_once = rows_at_once(max(places * width, int(np.prod(sequences.feature_shape))))
+        self.blocks = in_blocks(videos.tolist(), sequences.lengths[videos].tolist(), at_once)
         self.counts = [places * sum(stop - start for _, start, stop in spans) for spans in self.blocks]
         self.count = sum(self.counts)
 
@@ -77,36 +65,18 @@ class _Rows:
             for spans in self.blocks[1:]:
                 total += sums(self.read(spans))
             return total
-        chunks = ((1,) * len(self.blocks), (height,), (self.width,))
-        rows = self._lazy()
-        each = rows.map_blocks(
-            lambda block: sums(block)[None], new_axis=1, chunks=chunks, dtype=np.float64, meta=np.empty((0, 0, 0))
-        )
-        return _computed(each.sum(axis=0))
+        return computed(of_each(self._lazy(), sums, height).sum(axis=0))[0]
 
     def every(self, stride: int) -> np.ndarray:
         """Every `stride`-th row, (n, width) float32."""
         if self.streamed:
-            return _computed(self._lazy()[::stride])
+            return computed(self._lazy()[::stride])[0]
         begins = np.cumsum([0, *self.counts])
         blocks = zip(self.blocks, begins, strict=False)
         return np.concatenate([self.read(spans)[-begin % stride :: stride] for spans, begin in blocks])
 
     def _lazy(self) -> Any:
-        """All rows as a dask array."""
-        import dask.array
-        from dask.delayed import delayed
-
-        read = delayed(self.read, pure=False)
-        pieces = [
-            dask.array.from_delayed(read(spans), (count, self.width), dtype=np.float32)
-            for spans, count in zip(self.blocks, self.counts, strict=True)
-        ]
-        return dask.array.concatenate(pieces)
-
-
-def _computed(lazy: Any) -> np.ndarray:
-    return np.asarray(lazy.compute(scheduler="threads", num_workers=2))
+        return lazy(self.read, self.blocks, self.counts, self.width)
 
 
 class _Expanded:
@@ -118,7 +88,7 @@ class _Expanded:
         self.channels = channels and [torch.from_numpy(part).to(sequences.device)[:, None, None] for part in channels]
         self.centres: dict[int, torch.Tensor] = {}  # of videos that come in parts
 
-    def __call__(self, spans: list[_Span]) -> np.ndarray:
+    def __call__(self, spans: list[Span]) -> np.ndarray:
         video, start, stop = spans[0]
         if stop - start < self.sequences.lengths[video]:
 
@@ -182,7 +152,7 @@ def statistics(
     return Standardisation(torch.from_numpy(mean), torch.from_numpy(scale), components, *of_channels)
 
 
-def _by_place(sequences: Sequences, spans: list[_Span]) -> np.ndarray:
+def _by_place(sequences: Sequences, spans: list[Span]) -> np.ndarray:
     """Maps (C, H, W) as H W rows of C features each."""
     maps = (_numpy(sequences.read(*span)) for span in spans)
     return np.concatenate([np.moveaxis(each, 1, -1).reshape(-1, each.shape[1]) for each in maps])

@@ -1,4 +1,4 @@
-"""Looking into a bank: overview, one video, the catalog as CSV, and verification of every byte."""
+"""Looking into a bank: overview, one video, the catalog as CSV, statistics, and verification of every byte."""
 
 import difflib
 import sys
@@ -9,6 +9,7 @@ import pandas as pd
 
 from pipeline.bank import Bank
 from pipeline.errors import UserError
+from pipeline.feature_statistics import feature_statistics
 from pipeline.videos import label_order
 from pipeline.windows import window_in
 from stages.console import (
@@ -62,6 +63,33 @@ def overview(path: Path) -> None:
                 display.line(f"  {row.id}: {row.reason}")
             if len(bank.failures) > 10:
                 display.line(f"  … and {len(bank.failures) - 10} more: framebank describe {path} --failures")
+
+
+def statistics(path: Path) -> None:
+    """Print what the values of a bank are like, read once in blocks, so also of a bank larger than memory.
+
+    Raises:
+        UserError: it holds no rows, or some that cannot be read.
+    """
+    display = Display()
+    with Bank(path) as bank:
+        found = feature_statistics(bank)
+        what = "channel" if len(bank.config["recipe"]["feature_shape"]) > 1 else "feature"
+    features = len(found.mean)
+    display.field("Values", f"{found.values * features:,}: {features:,} {what}s, {found.values:,} of each")
+    if not np.isfinite([*found.least, *found.greatest]).all():
+        display.field("Not finite", f"some are: framebank describe {path} --verify says which")
+        return
+    mean = found.mean.mean()
+    deviation = np.sqrt((found.deviation**2 + (found.mean - mean) ** 2).mean())
+    display.field("Range", f"{found.least.min():.4g} to {found.greatest.max():.4g}")
+    display.field("Mean", f"{mean:.4g}, standard deviation {deviation:.4g} over all of them")
+    display.field("Zeros", f"{found.zeros.mean():.1%} of all values")
+    display.field("Constant", f"{counted(int((found.least == found.greatest).sum()), what)} of {features:,}")
+    display.line()
+    display.line(f"{f'of {what}s':<24}{'least':>12}{'median':>12}{'greatest':>12}")
+    for name, each in (("mean", found.mean), ("standard deviation", found.deviation), ("share of zeros", found.zeros)):
+        display.line(f"{name:<24}{each.min():>12.4g}{np.median(each):>12.4g}{each.max():>12.4g}")
 
 
 def _lengths(catalog: pd.DataFrame) -> str:

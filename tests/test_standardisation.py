@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from pipeline import standardisation
+from pipeline import blockwise, standardisation
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.heads import Head, HeadConfig
@@ -133,7 +133,7 @@ def test_components_of_very_many_inputs_are_estimated(monkeypatch):
     strengths, expected = np.linalg.eigh(every_third.T @ every_third / len(every_third))
     expected = expected[:, :-4:-1] / np.sqrt(strengths[-3:].mean())
     np.testing.assert_allclose(fewer.abs().numpy(), np.abs(expected), atol=1e-4)
-    monkeypatch.setattr(standardisation, "_BLOCK_BYTES", 8 * 50 * 7)
+    monkeypatch.setattr(blockwise, "BLOCK_BYTES", 8 * 50 * 7)
     torch.testing.assert_close(statistics(sequences, TRAIN, pca=3).components, fewer, rtol=0, atol=1e-6)
     few = statistics(sequences, np.array([4]), pca=3).components  # as many as rows
     assert few.shape == (50, 3)
@@ -149,7 +149,7 @@ def test_videos_of_one_row_have_no_differences():
 def test_blocks_change_nothing(rows, monkeypatch):
     """Not even blocks that are parts of a video, shorter than a lag."""
     expected = everything(correlated())
-    monkeypatch.setattr(standardisation, "_BLOCK_BYTES", 8 * 24 * rows)
+    monkeypatch.setattr(blockwise, "BLOCK_BYTES", 8 * 24 * rows)
     found = everything(correlated())
     for mine, theirs in zip(found[:3], expected[:3], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
@@ -163,7 +163,7 @@ def test_streamed_as_in_memory(out, spatial, exact, monkeypatch):
         {f"v{number}": length for number, length in enumerate(LENGTHS)},
         feature_shape=[5, 2, 3] if spatial else [5],
     )
-    monkeypatch.setattr(standardisation, "_BLOCK_BYTES", 8 * 30 * 17)
+    monkeypatch.setattr(blockwise, "BLOCK_BYTES", 8 * 30 * 17)
     monkeypatch.setattr(standardisation, "_EXACT_WIDTH", 1000 if exact else 10)
     monkeypatch.setattr(standardisation, "_SUBSET_ROWS", 60)
     bank = Bank(out)
