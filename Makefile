@@ -68,6 +68,11 @@ finetune: .venv/.installed ## train the head RUN= further with its backbone, on 
 describe: .venv/.installed ## show what the bank OUT= holds
 	$(BIN)/framebank describe $(call quoted,$(OUT)) $(ARGS)
 
+bench: .venv/.installed ## measure how fast extraction from DATA= is here, and beside what bounds it
+	$(if $(SAMPLES),$(BIN)/framebank samples $(SAMPLES))
+	$(BIN)/framebank bench extract $(call quoted,$(or $(DATA),$(SAMPLES))) $(BY_RECIPE) \
+		$(call option,--backbone,$(BACKBONE)) $(call option,--weights,$(WEIGHTS)) $(SETTINGS) $(ARGS)
+
 test: .venv/.installed-dev ## run the tests but the slow ones, with line coverage
 	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term $(ARGS)
 
@@ -99,4 +104,4 @@ clean: ## remove caches and install stamps; .venv/ itself and data/ stay
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-.PHONY: help demo extract train-head finetune describe test test-all check clean
+.PHONY: help demo extract train-head finetune describe bench test test-all check clean

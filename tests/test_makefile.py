@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ["help", "demo", "extract", "train-head", "finetune", "describe", "test", "test-all", "check", "clean"]
+TARGETS = ["help", "demo", "extract", "train-head", "finetune", "describe"]
+TARGETS += ["bench", "test", "test-all", "check", "clean"]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
