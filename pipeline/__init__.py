@@ -8,7 +8,9 @@ sampling       which frames: stride, rate, uniform (index arithmetic only)
 windows        which sampled frames make one row: a frame, a stack, a clip, or the motion between frames
 image_folders  the images of one folder, in order, as RGB pixels
 stated_length  how long a container says its video is: truncated, or merely miscounted?
+wholeness      is a video that was decoded without an error whole, or does its end lack?
 frames         one video or folder of images -> RGB frames with real timestamps; the only file that knows a decoder
+planes         frames as decoders store them, YUV 4:2:0, made RGB on a device
 split_lists    the train/test lists of UCF101 and HMDB51 -> split columns
 videos         folder, manifest or single file -> table of videos: id, path, label, split, group; probing
 gathering      several folders, manifests and files -> one table of videos
@@ -30,16 +32,26 @@ blocks         the pieces of a backbone that a person would name, in order, and 
 unfreezing     which pieces of a backbone train, from which epoch on, at which learning rate; the rest is frozen
 halves         a backbone -> the part before what trains, and the part from there on
 folding        frozen BatchNorm folded into the convolution before it
+compiling      the network compiled for its one batch shape, where that pays for itself
 allocator      the C library's allocator told to keep what it has
 encoder        full batches of prepared frames -> embeddings, on any device and precision
+batch_probe    the batch size of a GPU, by a short probe
 features       one HDF5 file of banked videos: schema, writer, reader; the only file that imports h5py
+checking       is a banked video what the catalog says of it?
 lock           one holder at a time, by a file with a heartbeat
 bank           the bank: one file and the sealed parts beside it, read as one
+blockwise      more rows than memory holds: one dask array, read block by block
+feature_statistics  mean, deviation, range and zeros of each feature over a whole bank
 sealing        finished videos -> sealed parts
 packing        parts -> one self-contained bank file; merge and remove
 engine         frames of many videos -> full batches -> embeddings, overlapped
 resuming       which videos still need banking, and whether the bank was made the same way
 extraction     a table of videos -> sealed parts: what making a bank and predicting have in common
+cluster        a Dask cluster: worker processes started here, or one that is joined
+agreement      what every worker has to have in common with the command, found out before work begins
+pieces         which videos go to a worker together, and how they are split
+worker         what a worker process does: loads the network once, embeds pieces, seals its own parts
+spreading      pieces over the workers of a cluster, whatever becomes of the workers
 prefix_bank    what the frozen part of a network gives for every frame, banked at the boundary
 
 writing        files written whole or not at all: JSON, CSV
@@ -50,6 +62,7 @@ targets        what is to be predicted: one target per video or per frame
 splits         which videos train, which choose and which are scored
 selection      which rows of a banked video a head sees, in training and in testing
 joined_banks   one bank or several read side by side
+transfers      what a GPU is sent without waiting for it
 sequences      the videos of a bank in memory or streamed, as packed batches
 video_frames   the frames of banked videos, decoded when they are asked for, as sequences
 layout         where each video's rows lie in a packed sequence

@@ -2,14 +2,15 @@
 
 A recipe says what an embedding is, an `Encoding` how this process makes it, and `embed` runs the engine over videos in
 lanes: threads that share the cores. The first SIGINT or SIGTERM drops the videos in flight and seals the finished ones.
+`embed_videos` is the same for a process that is told otherwise when to stop.
 """
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from pipeline import bank as banks
 from pipeline import packing, ranks
 from pipeline.backbone import Backbone
 from pipeline.bank import Bank
-from pipeline.encoder import Encode, make_encoder
-from pipeline.engine import Progress, extract_videos
+from pipeline.batch_probe import probed_batch_size, sizes_for
+from pipeline.compiling import Compiling
+from pipeline.encoder import Encode, batches_ahead, make_encoder
+from pipeline.engine import InWork, Progress, extract_videos
 from pipeline.errors import UserError
 from pipeline.features import records
 from pipeline.flow import Flow, measuring
@@ -34,6 +37,8 @@ from pipeline.sources import source_text
 from pipeline.views import Views
 from pipeline.windows import FRAME, window_in
 
+STOPPING = "Stopping: videos in flight are dropped, finished ones sealed."
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -43,6 +48,7 @@ class Encoding:
     batch_size: int
     options: ReadOptions
     recorded: dict[str, Any]  # the bank's config: recipe, weights, preset, compute, data
+    device: torch.device
 
 
 def recipe_of(backbone: Backbone, options: ReadOptions, *, crop: str, precision: str, store: str) -> dict[str, Any]:
@@ -116,10 +122,37 @@ def latest(bank: Bank | None) -> str:
     return "" if bank is None else max([*bank.catalog["banked"], *bank.failures["when"]], default="")
 
 
+def recorded_of(
+    backbone: Backbone, recipe: dict[str, Any], options: ReadOptions, compute: Mapping[str, Any], data: str
+) -> dict[str, Any]:
+    """What a bank records of how it is made: its config. `compute` says how this machine, or a worker, computes."""
+    recorded: dict[str, Any] = {
+        "recipe": recipe,
+        "weights": backbone.weights,
+        "preset": backbone.preprocessing.preset,
+        "compute": dict(compute),
+        "data": source_text(data),
+    }
+    if options.flow is not None:
+        weights = options.flow.weights
+        given = str(Path(weights).absolute()) if weights is not None and Path(weights).is_file() else weights
+        recorded["flow"] = {**options.flow.recorded(), "given": given}
+    return recorded
+
+
 def make_encoding(
-    backbone: Backbone, recipe: dict[str, Any], options: ReadOptions, device: torch.device, batch_size: int, data: str
+    backbone: Backbone,
+    recipe: dict[str, Any],
+    options: ReadOptions,
+    device: torch.device,
+    batch_size: int | None,
+    data: str,
+    compiling: Compiling | None = None,
 ) -> Encoding:
     """Put the backbone on the device, and note what the bank is to record; `data` names where the videos came from.
+
+    A batch size of None is found by a probe. On a GPU, plain frames are prepared there too. What `compiling` decides is
+    recorded; None leaves the network as it is.
 
     Raises:
         UserError: the device has no room for one frame, or can't compute in the recipe's precision; or motion cannot be
@@ -128,19 +161,29 @@ def make_encoding(
     if options.flow is not None:  # what it cannot be measured on shows now
         blank = torch.zeros(3, options.preprocessing.crop, options.preprocessing.crop, dtype=torch.uint8)
         measuring(options.flow)(blank, blank)
-    encode, batch_size = make_encoder(backbone, device, recipe["precision"], batch_size)
-    recorded = {
-        "recipe": recipe,
-        "weights": backbone.weights,
-        "preset": backbone.preprocessing.preset,
-        "compute": {"device": device.type, "batch_size": batch_size},
-        "data": source_text(data),
-    }
-    if options.flow is not None:
-        weights = options.flow.weights
-        given = str(Path(weights).absolute()) if weights is not None and Path(weights).is_file() else weights
-        recorded["flow"] = {**options.flow.recorded(), "given": given}
-    return Encoding(encode, batch_size, options, recorded)
+    if batch_size is None:
+        batch_size = probed_batch_size(backbone, device, recipe["precision"], sizes_for(options.window))
+    encode, batch_size = make_encoder(backbone, device, recipe["precision"], batch_size, compiling)
+    compute: dict[str, Any] = {"device": device.type, "batch_size": batch_size}
+    if device.type == "cuda" and options.plain:
+        options = replace(options, device=device)
+        compute["prepared"] = "device"
+    if compiling is not None and compiling.done:
+        compute["compiled"] = True
+    recorded = recorded_of(backbone, recipe, options, compute, data)
+    return Encoding(encode, batch_size, options, recorded, device)
+
+
+def rows_expected(probed: pd.DataFrame, options: ReadOptions) -> int:
+    """About how many inputs the network will see of videos, by what `probe_videos` says of them; 0 if it does not."""
+    sampling, window = options.sampling, options.window
+    if sampling.frames is not None:
+        frames = float(sampling.frames * len(probed))
+    elif sampling.fps is not None:
+        frames = float(probed["duration"].sum()) * sampling.fps
+    else:
+        frames = float(probed["frames_declared"].sum()) / sampling.stride
+    return int(frames / window.stride * len(options.draws("")))
 
 
 def with_region(table: pd.DataFrame, crop: str, image_fps: float | None) -> pd.DataFrame:
@@ -182,6 +225,40 @@ def share_cores(device: str, videos: int) -> tuple[int, int]:
     return lanes, cores() // lanes if device == "cpu" else 1
 
 
+def embed_videos(
+    rows: Iterable[Mapping[str, Any]],
+    encoding: Encoding,
+    writer: PartWriter,
+    progress: Progress,
+    *,
+    lanes: int,
+    threads: int,
+    stop: threading.Event,
+    on_progress: Callable[[Progress], None],
+    watch: Callable[[Sequence[InWork]], None] | None = None,
+) -> None:
+    """Run the engine over videos as an encoding says; the arguments are those of `pipeline.engine.extract_videos`.
+
+    Raises:
+        UserError: the disk is full. What was sealed stays.
+    """
+    extract_videos(
+        rows,
+        encoding.options,
+        encoding.encode,
+        encoding.batch_size,
+        writer,
+        lanes=lanes,
+        threads_per_lane=threads,
+        stop=stop,
+        progress=progress,
+        on_progress=on_progress,
+        watch=watch,
+        device=encoding.device,
+        ahead=batches_ahead(encoding.device),
+    )
+
+
 def embed(
     out: Path,
     table: pd.DataFrame,
@@ -192,7 +269,7 @@ def embed(
     on_progress: Callable[[Progress], None],
     on_note: Callable[[str], None],
 ) -> bool:
-    """Run the engine over videos and seal them as parts of the bank `out`, which exists.
+    """Run the engine over videos in this process and seal them as parts of the bank `out`, which exists.
 
     Args:
         out: the bank.
@@ -220,23 +297,14 @@ def embed(
         nonlocal told
         if stop.is_set() and not told:
             told = True
-            on_note("Stopping: videos in flight are dropped, finished ones sealed.")
+            on_note(STOPPING)
         on_progress(done)
 
     writer = PartWriter(out, encoding.recorded, sealed, newer_than=newer_than)
     lanes, threads = share_cores(encoding.recorded["compute"]["device"], len(table))
     with stopping() as stop:
-        extract_videos(
-            records(table),
-            encoding.options,
-            encoding.encode,
-            encoding.batch_size,
-            writer,
-            lanes=lanes,
-            threads_per_lane=threads,
-            stop=stop,
-            progress=progress,
-            on_progress=watch,
+        embed_videos(
+            records(table), encoding, writer, progress, lanes=lanes, threads=threads, stop=stop, on_progress=watch
         )
     return progress.videos_sealed + progress.failures < len(table)
 

@@ -203,7 +203,7 @@ class PartWriter:
         self.dtype = np.dtype(config["recipe"]["store"])
         self.lock = threading.RLock()
         self._newer_than = newer_than
-        self._on_sealed = on_sealed
+        self.on_sealed = on_sealed
         self._finished: list[_Finished] = []
         self._failures: list[dict[str, Any]] = []
         self._bytes = 0
@@ -279,4 +279,4 @@ class PartWriter:
         output.close()
         seal(temporary, parts_folder(self.path) / unique_name("part"))
         with self.lock:
-            self._on_sealed(len(rows), len(failures), sum(row["rows"] for row in rows))
+            self.on_sealed(len(rows), len(failures), sum(row["rows"] for row in rows))

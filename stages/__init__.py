@@ -10,6 +10,8 @@ evaluate                     a run, or a run and banks    scores on the terminal
 predict                      a run and videos             labels on the terminal, CSV, JSON, segments
 classify                     videos                       the network's own labels on the terminal, CSV, JSON
 compare                      runs                         a table on the terminal, CSV or JSON
+bench_extract   make bench   videos                       figures on the terminal, or JSON
+bench_bank                   nothing                      figures on the terminal, or JSON
 bench_heads                  a bank                       figures on the terminal, or JSON
 bench_finetune               videos, a run                figures on the terminal, or JSON
 demo        make demo        nothing                      data/samples/, data/samples.h5, both its runs
@@ -23,7 +25,14 @@ recipe_options  --recipe: what fills the options of the commands
 show_recipes    what `framebank recipes` says
 console         what the person at the terminal sees while a stage runs
 summary         what extract says before it begins and at its end
+workers         what extract does where the workers of a cluster do the work
 training_run    what train-head and finetune have in common: training, scoring, the run folder
 training_words  what they say, before they begin and at their end
 finetune_words  what finetune says besides
+bench_parts     the parts of an extraction by themselves, and the whole, timed in lanes
+bench_processes  commands in fresh processes: their first frame, their end, their memory
+bench_naive     the naive loop on the videos of a bench, held against the bank
+naive_loop      the loop that people write by hand, in a process of its own
+bench_words     what `framebank bench extract` says
+machine         what benches say of the machine and the versions
 """

@@ -5,10 +5,13 @@ Exit statuses: 0 done; 1 verification found problems; 2 could not run as asked (
 videos in the ledger of failures; 130 interrupted, and resumable.
 """
 
+import gc
 import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,15 +23,20 @@ from stages.head_options import HEAD, SPLITS, STEPS, TARGET_FILES, TARGETS, TRAI
 from stages.options import (
     BACKBONE,
     BANK,
+    BATCH_SIZE,
     DATA,
     DEVICE,
     FRAMES,
+    NETWORK,
+    PRECISION,
     QUIET,
     RUN,
     VIEWS,
     WHAT,
     WINDOW,
+    WORKERS,
     read_window,
+    read_workers,
 )
 from stages.predict_options import PREDICT, by_itself, of_network, of_run, read_given_views, read_sampling
 from stages.recipe_options import RECIPE, SHIPPED, Filled
@@ -87,6 +95,17 @@ def _lacks_memory(error: Exception) -> bool:
     )
 
 
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Imports make objects that stay: looking for garbage among them finds none, and is a quarter of the start-up."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # nor is any looked for among them later
+        gc.enable()
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="framebank", message="framebank %(version)s")
 def main() -> None:
@@ -116,6 +135,7 @@ def main() -> None:
 @FRAMES
 @VIEWS
 @RUN
+@WORKERS
 def extract(**options: Any) -> None:
     """Bank the embeddings of all frames of all videos in DATA.
 
@@ -125,12 +145,15 @@ def extract(**options: Any) -> None:
     Run it again after an interruption, or after adding videos: it does what is missing. A video that cannot be read
     becomes a failure in the bank with its reason, the others go on, and the exit status is 3.
     """
-    from stages.extract import ExtractConfig, run
+    with read_workers(options) as cluster:  # first, so that workers load torch while this process does
+        with _loading():
+            from stages.extract import ExtractConfig, run
 
-    read_sampling(options)
-    read_window(options)
-    read_given_views(options)
-    raise SystemExit(run(ExtractConfig(**options)))
+        read_sampling(options)
+        read_window(options)
+        read_given_views(options)
+        status = run(ExtractConfig(**options), cluster)
+    raise SystemExit(status)
 
 
 @main.command("train-head", cls=Filled, short_help="Train an LSTM or GRU head on a bank, beside baselines.")
@@ -148,7 +171,8 @@ def train_head(**options: Any) -> None:
     The target is the bank's label unless you say otherwise. What is held out is the bank's split column, else folds or
     a random part: never a clip of a recording (group) that was trained on.
     """
-    from stages.train_head import TrainHeadConfig, run
+    with _loading():
+        from stages.train_head import TrainHeadConfig, run
 
     refuse_idle(options)
     raise SystemExit(run(learning_of(TrainHeadConfig, options)))
@@ -171,7 +195,9 @@ def finetune(**options: Any) -> None:
     Several GPUs: torchrun --nproc-per-node N -m stages.cli finetune ...
     """
     from pipeline import ranks
-    from stages import extract, finetune, finetune_options
+
+    with _loading():
+        from stages import extract, finetune, finetune_options
 
     first, config = finetune_options.read(extract.ExtractConfig, finetune.FinetuneConfig, options)
     with ranks.joined():
@@ -201,8 +227,9 @@ def evaluate(**options: Any) -> None:
     the final head on the videos of another bank that was made alike; what it trained on is left out. Targets come from
     where the run's came, unless you say so.
     """
-    from stages.evaluate import EvaluateConfig
-    from stages.evaluate import run as stage
+    with _loading():
+        from stages.evaluate import EvaluateConfig
+        from stages.evaluate import run as stage
 
     raise SystemExit(stage(EvaluateConfig(**options)))
 
@@ -223,7 +250,8 @@ def predict(paths: tuple[Path, ...], **options: Any) -> None:
         from stages import classify
 
         raise SystemExit(classify.run(of_network(classify.ClassifyConfig, paths, options)))
-    from stages import predict
+    with _loading():
+        from stages import predict
 
     raise SystemExit(predict.run(of_run(predict.PredictConfig, paths, options)))
 
@@ -245,6 +273,35 @@ def compare(**options: Any) -> None:
 @main.group()
 def bench() -> None:
     """Measure how fast things are here: ratios to bare loops, taken in one run."""
+
+
+@bench.command("extract", short_help="Extraction: its parts, what bounds it, and a naive loop.")
+@click.argument("data", type=DATA)
+@NETWORK
+@click.option("--weights", default="DEFAULT", show_default=True, help="A torchvision weight name, random, or a file.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of random weights.")
+@click.option(
+    "--frames", type=click.IntRange(min=1), default=1000, show_default=True, help="Videos of so many together."
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Of everything, in turn.")
+@click.option(
+    "--naive", type=click.IntRange(min=1), metavar="FRAMES", help="A naive loop too, on so many frames at most."
+)
+@click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON.")
+@DEVICE
+@PRECISION
+@BATCH_SIZE
+def bench_extract(**options: Any) -> None:
+    """Time extraction on some of the videos in DATA: decoding, preparing, forward and writing by themselves, the whole
+    beside what they allow, and the command from its start.
+
+    With --naive also the loop that people write by hand. Embeddings are held against each other while this goes on:
+    exit status 1 if they are not the same.
+    """
+    from stages.bench_extract import BenchExtractConfig, run
+
+    read_window(options)
+    raise SystemExit(run(BenchExtractConfig(**options)))
 
 
 @bench.command("heads", short_help="Training heads, beside bare loops and the CNN.")
@@ -282,6 +339,29 @@ def bench_finetune(**options: Any) -> None:
     raise SystemExit(run(BenchFinetuneConfig(**options)))
 
 
+@bench.command("bank", short_help="Banks of many videos: opening, resuming, packing.")
+@click.option(
+    "--videos",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1000, 10_000),
+    show_default=True,
+    help="Videos of a bank; may be repeated.",
+)
+@click.option("--rows", type=click.IntRange(min=1), default=8, show_default=True, help="Rows of each video.")
+@click.option("--features", type=click.IntRange(min=1), default=16, show_default=True, help="Numbers of each row.")
+@click.option("--parts", type=click.IntRange(min=1), default=10, show_default=True, help="Parts that each bank is in.")
+@click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON.")
+def bench_bank(**options: Any) -> None:
+    """Time what is done with a bank beside reading its features, on banks of many videos made up for it: finding and
+    probing the videos, sealing, opening, describing, deciding what is left to do, packing. Needs a folder for temporary
+    files with room for a link and about 3 kB per video.
+    """
+    from stages.bench_bank import BenchBankConfig, run
+
+    raise SystemExit(run(BenchBankConfig(**options)))
+
+
 @main.command(short_help="Look into a bank; --verify reads all of it.")
 @click.argument("bank", type=BANK)
 @click.argument("video", metavar="[ID]", required=False)
@@ -292,18 +372,21 @@ def bench_finetune(**options: Any) -> None:
     is_flag=True,
     help=("Read everything and hold it against the catalog; exit status 1 and the list if something is wrong."),
 )
-def describe(bank: Path, video: str | None, as_csv: bool, failures: bool, verify: bool) -> None:
+@click.option("--stats", is_flag=True, help="Read everything and say what the values are like: range, mean, zeros.")
+def describe(bank: Path, video: str | None, as_csv: bool, failures: bool, verify: bool, stats: bool) -> None:
     """Show what BANK holds, or the video ID in it."""
     from stages import describe as stage
 
-    if (video is not None) + as_csv + failures + verify > 1:
-        raise click.UsageError("ID, --csv, --failures and --verify exclude one another; give one of them")
+    if (video is not None) + as_csv + failures + verify + stats > 1:
+        raise click.UsageError("ID, --csv, --failures, --verify and --stats exclude one another; give one of them")
     if verify:
         raise SystemExit(stage.verify(bank))
     if as_csv:
         stage.catalog_csv(bank)
     elif failures:
         stage.failures_csv(bank)
+    elif stats:
+        stage.statistics(bank)
     elif video is not None:
         stage.one_video(bank, video)
     else:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 if TYPE_CHECKING:  # the engine loads torch, and most commands can do without
     from pipeline import engine
+    from pipeline.spreading import WorkerState
 
 _PLAIN_SECONDS = 10.0  # between two lines of progress when nobody watches a terminal
+_NAMED_WORKERS = 4  # more are summed up
+_SILENT_SECONDS = 30.0  # without a heartbeat: it is said
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -111,11 +114,42 @@ def interval_words(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"
 
 
+def workers_words(workers: Mapping[str, WorkerState], unit: str) -> str:
+    """ "2 workers: 0 152, 1 149 frames/s (2 failed); 1 straggles at clip7": how fast each is, and who is in trouble."""
+    there = {name: state for name, state in workers.items() if state.address}
+    rates = sorted((state.frames_per_second, name) for name, state in there.items())
+    text = counted(len(there), "worker")
+    if rates and len(rates) <= _NAMED_WORKERS:
+        each = (
+            f"{name} {state.frames_per_second:.0f}" + (f" ({state.failures} failed)" if state.failures else "")
+            for name, state in there.items()
+        )
+        text += f": {', '.join(each)} {unit}s/s"
+    elif rates:
+        (least, slowest), (middle, _) = rates[0], rates[len(rates) // 2]
+        text += f": {middle:.0f} {unit}s/s each, the slowest {slowest} {least:.0f}"
+    straggling = [name for name, state in there.items() if state.straggling]
+    if straggling:
+        name = straggling[0]
+        more = f" and {len(straggling) - 1} more" if len(straggling) > 1 else ""
+        text += f"; {name}{more} straggling, at {', '.join(there[name].in_work) or 'an unknown video'}"
+    silent = [name for name, state in there.items() if state.last_seen > _SILENT_SECONDS]
+    if silent:
+        text += f"; {', '.join(silent[:_NAMED_WORKERS])} not heard of for {plain_time(there[silent[0]].last_seen)}"
+    gone = len(workers) - len(there)
+    return text + (f"; {gone} gone" if gone else "")
+
+
 @dataclass
 class Display:
     """Lines and progress of one command; `quiet` leaves only what went wrong."""
 
     quiet: bool = False
+    workers: Mapping[str, WorkerState] = field(default_factory=dict)  # of a cluster, as they were last seen
+
+    def see_workers(self, workers: Mapping[str, WorkerState]) -> None:
+        """Take what the progress shows of the workers from now on."""
+        self.workers = workers
 
     def line(self, text: str = "") -> None:
         """One line on standard output, unless quiet."""
@@ -158,6 +192,8 @@ class Display:
                 done = progress.videos_sealed + progress.failures
                 rates = _rates(progress, videos, frames, now - started, unit)
                 print(f"{done:,}/{videos:,} videos · {rates}", file=sys.stderr, flush=True)
+                if self.workers:
+                    print(f"  {workers_words(self.workers, unit)}", file=sys.stderr, flush=True)
 
         return show
 
@@ -170,6 +206,8 @@ class Display:
 
             def show(progress: engine.Progress) -> None:
                 text = _rates(progress, videos, frames, time.monotonic() - started, unit)
+                if self.workers:
+                    text += f"\n{workers_words(self.workers, unit)}"
                 bar.update(task, completed=progress.videos_sealed + progress.failures, description=text)
 
             yield show

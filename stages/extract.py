@@ -5,15 +5,17 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
+import torch
 
 from pipeline import bank as banks
 from pipeline import resuming
 from pipeline.alike import own_label, own_settings
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.bundles import load_bundle
+from pipeline.compiling import Compiling
 from pipeline.encoder import choose_batch_size, choose_device, choose_precision
 from pipeline.engine import Progress
 from pipeline.errors import UserError
@@ -25,6 +27,9 @@ from pipeline.extraction import (
     latest,
     make_encoding,
     recipe_of,
+    recorded_of,
+    rows_expected,
+    share_cores,
     with_region,
 )
 from pipeline.features import records
@@ -37,6 +42,9 @@ from pipeline.views import Views, draws
 from pipeline.windows import Window
 from stages import summary
 from stages.console import Display, megabytes, plain_time, row_unit, sampling_words, window_words
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
 _ESTIMATE_VIDEOS = 3
@@ -77,6 +85,7 @@ class ExtractConfig:
     batch_size: str = "auto"
     retry_failed: bool = False
     allow_partial: bool = False
+    stall_limit: float = 600.0  # seconds; with workers alone
     pack: bool = True
     dry_run: bool = False
     quiet: bool = False
@@ -99,8 +108,8 @@ class _Network(NamedTuple):
     finetuned: bool = False  # the weights are those of a fine-tuned run
 
 
-def run(config: ExtractConfig) -> int:
-    """Bank what the bank lacks.
+def run(config: ExtractConfig, cluster: "Cluster | None" = None) -> int:
+    """Bank what the bank lacks, in this process or with the workers of a cluster.
 
     Returns:
         the exit status: 0 all banked, 3 finished with failures in the ledger, 130 interrupted (and resumable).
@@ -116,8 +125,7 @@ def run(config: ExtractConfig) -> int:
     found = _find(config, network.crop, bank)
     summary.show_found(display, config.data, found)
 
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device, banked["recipe"].get("precision"))
+    device, precision = _computing(display, config, cluster, banked["recipe"].get("precision"))
     backbone = _load(network, config.seed)
     options = _reading(config, network, backbone)
     recipe = recipe_of(backbone, options, crop=network.crop, precision=precision, store=config.store)
@@ -137,13 +145,38 @@ def run(config: ExtractConfig) -> int:
     if len(plan.todo):
         batch_size = choose_batch_size(config.batch_size, device, banked["compute"], options.window)
         data = str(absolute_path(config.data))
-        encoding = make_encoding(backbone, recipe, options, device, batch_size, data)
-        if config.dry_run:
-            _estimate(display, plan, probed, encoding)
-            return OK
-        with disk_errors(config.out):
-            banks.create(config.out, encoding.recorded)
-        interrupted = _extract(display, config.out, plan, probed, encoding, progress, latest(bank))
+        if cluster is not None:
+            compute: dict[str, Any] = {"device": device.type, "batch_size": batch_size}
+            if banked["compute"] and banked["compute"].get("compiled"):
+                compute["compiled"] = True
+            recorded = recorded_of(backbone, recipe, options, compute, data)
+            from stages import workers
+
+            interrupted = workers.spread(
+                display,
+                cluster,
+                plan.todo,
+                probed,
+                progress,
+                out=absolute_path(config.out),
+                network=_arguments(network, config.seed),
+                options=options,
+                recorded=recorded,
+                stall_limit=config.stall_limit,
+                declared=_declared(probed, options),
+                newer_than=latest(bank),
+            )
+        else:
+            lanes, _ = share_cores(device.type, len(plan.todo))
+            begun = banked["compute"] and banked["compute"].get("compiled", False)
+            compiling = Compiling(rows_expected(probed, options), lanes, begun, display.line)
+            encoding = make_encoding(backbone, recipe, options, device, batch_size, data, compiling)
+            if config.dry_run:
+                _estimate(display, plan, probed, encoding)
+                return OK
+            with disk_errors(config.out):
+                banks.create(config.out, encoding.recorded)
+            interrupted = _extract(display, config.out, plan, probed, encoding, progress, latest(bank))
     elif config.dry_run:
         return OK
     folded = fold_in(config.out, plan, pack=config.pack, in_a_hurry=interrupted, on_note=display.line)
@@ -184,19 +217,41 @@ def _warn_of_seen(display: Display, run: Path, ids: Iterable[str]) -> None:
         )
 
 
+def _computing(
+    display: Display, config: ExtractConfig, cluster: "Cluster | None", banked: str | None
+) -> tuple[torch.device, str]:
+    """The device and the precision, of this process or of all workers.
+
+    Raises:
+        UserError: there is no such device, or the workers are not there or not of one kind.
+    """
+    if cluster is None:
+        device = choose_device(config.device)
+        return device, choose_precision(config.precision, device, banked)
+    from stages import workers  # Dask takes most of a second to load, and most runs can do without
+
+    return workers.computing(display, cluster, config.precision, banked)
+
+
+def _arguments(network: _Network, seed: int) -> dict[str, Any]:
+    """What `load_backbone` is given, here and on workers: these have another working folder."""
+    file = Path(network.weights)
+    return {
+        "name": network.backbone,
+        "weights": str(absolute_path(file)) if file.exists() else network.weights,
+        "layer": network.layer,
+        "preset": network.preset,
+        "image_size": network.image_size,
+        "fit": network.fit,
+        "seed": seed,
+        "window": network.window,
+        "inflate": network.inflate,
+    }
+
+
 def _load(network: _Network, seed: int) -> Backbone:
     """The backbone, its weights named after the run where they are of a fine-tuned one."""
-    backbone = load_backbone(
-        network.backbone,
-        weights=network.weights,
-        layer=network.layer,
-        preset=network.preset,
-        image_size=network.image_size,
-        fit=network.fit,
-        seed=seed,
-        window=network.window,
-        inflate=network.inflate,
-    )
+    backbone = load_backbone(**_arguments(network, seed) | {"weights": network.weights})
     return replace(backbone, weights=own_label(Path(network.weights))) if network.finetuned else backbone
 
 
@@ -265,10 +320,15 @@ def _extract(
     newer_than: str = "",
 ) -> bool:
     """Run the engine over what is to do. Returns whether it was interrupted."""
-    whole = encoding.options.sampling == Sampling() and encoding.options.window.kind != "clip"
-    frames = int(probed["frames_declared"].sum()) if whole and (probed["frames_declared"] > 0).all() else 0
+    frames = _declared(probed, encoding.options)
     with display.progress(len(plan.todo), frames, row_unit(encoding.recorded["recipe"])) as show:
         return embed(out, plan.todo, encoding, progress, newer_than=newer_than, on_progress=show, on_note=display.line)
+
+
+def _declared(probed: pd.DataFrame, options: ReadOptions) -> int:
+    """How many rows there will be, by the headers; 0 where that is not known."""
+    whole = options.sampling == Sampling() and options.window.kind != "clip"
+    return int(probed["frames_declared"].sum()) if whole and (probed["frames_declared"] > 0).all() else 0
 
 
 def _estimate(display: Display, plan: resuming.Plan, probed: pd.DataFrame, encoding: Encoding) -> None:

@@ -1,11 +1,15 @@
 """The kinds of options, the options that commands share, and those of extract, in groups."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
 
 
 class _Path(click.Path):
@@ -262,6 +266,67 @@ RUN = grouped(
     ),
     QUIET,
 )
+
+
+WORKERS = grouped(
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Start N worker processes on this machine: one per GPU, say.  [default: this process alone]",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        envvar="DASK_SCHEDULER_ADDRESS",
+        show_envvar=True,
+        help="Join the workers of a Dask cluster: tcp://host:8786.",
+    ),
+    click.option(
+        "--scheduler-file",
+        type=DATA,
+        metavar="FILE",
+        help="The same, by the file that `dask scheduler --scheduler-file FILE` writes.",
+    ),
+    click.option(
+        "--stall-limit",
+        type=Real(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Give a video up of which no frame comes for so long; its worker is ended.  [default: 600]",
+    ),
+    heading="Several processes or machines",
+)
+
+
+def read_workers(options: dict[str, Any]) -> AbstractContextManager["Cluster | None"]:
+    """Take the options of a cluster out, but the limit that its workers keep to, and start or join it.
+
+    Returns:
+        a context in which it is up; None where this process is to do all by itself.
+    """
+    source = click.get_current_context().get_parameter_source
+    workers, scheduler, file = (options.pop(name) for name in ("workers", "scheduler", "scheduler_file"))
+    if source("scheduler") not in BY_HAND and (workers or file or options["dry_run"]):
+        scheduler = None  # it stands in the environment, and other words were said here
+    asked = {"--workers": workers, "--scheduler": scheduler, "--scheduler-file": file}
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} exclude one another; start workers here, or join a cluster")
+    if given and options["dry_run"]:
+        raise click.UsageError(f"--dry-run measures in this process alone; leave {given[0]} out")
+    if options["stall_limit"] is None:
+        del options["stall_limit"]  # the usual
+    if not given:
+        if "stall_limit" in options:
+            raise click.UsageError(
+                "--stall-limit needs workers, since a stuck decoder ends only with its process; give --workers 1, say"
+            )
+        return nullcontext()
+    from pipeline import cluster
+
+    if workers:
+        return cluster.started(workers, options["device"])
+    return cluster.joined(scheduler, file, options["device"])
 
 
 def read_window(options: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from stages.console import (
     row_unit,
     sampling_words,
     window_words,
+    workers_words,
 )
 
 _SHOWN_CLASSES = 8
@@ -108,6 +109,14 @@ def show_recipe(
     display.field("Computing", f"{recipe['precision']} on {device}, stored as {recipe['store']}")
 
 
+def show_workers(display: Display, unit: str) -> None:
+    """What the workers did, and how often they died."""
+    workers = display.workers
+    deaths = sum(state.deaths for state in workers.values())
+    died = f" · died {counted(deaths, 'time')}" if deaths else ""
+    display.field("Workers", f"{workers_words(workers, unit)}{died}")
+
+
 def time_words(shares: Mapping[str, float]) -> str:
     """How the time of a run was spent: "decoding 21 %, preparing 30 %, …; most goes into preparing"."""
     most = max(shares, key=lambda part: shares[part])
@@ -133,6 +142,8 @@ def show_result(display: Display, out: Path, plan: Plan, progress: Progress, fol
         )
         if progress.time:
             display.field("Time", time_words(progress.time))
+        if display.workers:
+            show_workers(display, unit)
     if len(plan.done):
         display.field("Skipped", f"{counted(len(plan.done), 'video')} done before")
     if len(plan.updates):

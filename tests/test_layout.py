@@ -20,7 +20,7 @@ PACKAGE_FILES = [path for path in FILES if path.parts[len(ROOT.parts)] != "tests
 OPTIONS = ("options", "head_options", "finetune_options", "predict_options", "recipe_options")
 ONLY_IN = {  # an outside world -> the files that may know it
     "h5py": {"pipeline/features.py"},
-    "av": {"pipeline/frames.py", "pipeline/samples.py"},
+    "av": {"pipeline/frames.py", "pipeline/samples.py", "stages/naive_loop.py"},
     "click": {f"stages/{name}.py" for name in ("cli", *OPTIONS)},
     "sklearn": {
         "pipeline/baselines.py",
@@ -36,7 +36,8 @@ ONLY_IN = {  # an outside world -> the files that may know it
 PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/demo.py"}
 SHARED = (
     *("console", "options", "recipe_options", "predict_options", "head_options"),
-    *("summary", "training_run", "training_words", "finetune_words"),
+    *("summary", "workers", "training_run", "training_words", "finetune_words"),
+    *("machine", "bench_parts", "bench_processes", "bench_naive", "bench_words", "naive_loop"),
 )
 SHARED_BY_STAGES = {f"stages.{name}" for name in SHARED}
 
@@ -126,7 +127,7 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 def test_the_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["flow"]]
-    declared = {canonicalize_name(Requirement(text).name) for text in wanted}
+    declared = {canonicalize_name(Requirement(text).name) for text in wanted} - {"bokeh"}  # Dask imports it
     used = set().union(*map(packages, PACKAGE_FILES)) - set(sys.stdlib_module_names) - {"pipeline", "stages"}
     called = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-contrib-python-headless"}
     assert {called.get(package) or canonicalize_name(package) for package in used} == declared
