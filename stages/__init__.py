@@ -10,6 +10,7 @@ evaluate                     a run, or a run and banks    scores on the terminal
 predict                      a run and videos             labels on the terminal, CSV, JSON, segments
 classify                     videos                       the network's own labels on the terminal, CSV, JSON
 compare                      runs                         a table on the terminal, CSV or JSON
+report                       runs                         an HTML page (RUN/report.html)
 bench_heads                  a bank                       figures on the terminal, or JSON
 bench_finetune               videos, a run                figures on the terminal, or JSON
 demo        make demo        nothing                      data/samples/, data/samples.h5, both its runs
@@ -25,5 +26,7 @@ console         what the person at the terminal sees while a stage runs
 summary         what extract says before it begins and at its end
 training_run    what train-head and finetune have in common: training, scoring, the run folder
 training_words  what they say, before they begin and at their end
+comparison      runs side by side: what compare and report say of them
+report_words    what a report says in words, around its numbers
 finetune_words  what finetune says besides
 """

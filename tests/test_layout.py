@@ -26,17 +26,20 @@ ONLY_IN = {  # an outside world -> the files that may know it
         "pipeline/baselines.py",
         "pipeline/calibration.py",
         "pipeline/metrics.py",
+        "pipeline/report_curves.py",
         "pipeline/splits.py",
         "pipeline/standardisation.py",
         "pipeline/training.py",
     },
     "matplotlib": {"pipeline/figures.py"},
     "cv2": {"pipeline/flow.py"},
+    "jinja2": {"pipeline/pages.py"},
+    "markupsafe": {"pipeline/pages.py"},
 }
 PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/demo.py"}
 SHARED = (
     *("console", "options", "recipe_options", "predict_options", "head_options"),
-    *("summary", "training_run", "training_words", "finetune_words"),
+    *("summary", "training_run", "training_words", "finetune_words", "comparison", "report_words"),
 )
 SHARED_BY_STAGES = {f"stages.{name}" for name in SHARED}
 
