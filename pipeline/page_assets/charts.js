@@ -17,7 +17,7 @@ const Charts = (() => {
       nameTextStyle: { color: colour("soft"), fontSize: 12 }, min: spec.min ?? null, max: spec.max ?? null,
       scale: Boolean(spec.fit) || spec.min === undefined, minInterval: spec.whole ? 1 : 0, splitNumber: low ? 3 : 4, ...(shares ? { interval: low ? 0.5 : 0.25 } : {}),
       axisLine: { show: horizontal, lineStyle: { color: colour("muted") } }, axisTick: { show: false },
-      axisLabel: { color: colour("soft"), fontSize: 11, hideOverlap: true, formatter: short },
+      axisLabel: { color: colour("soft"), fontSize: 11, hideOverlap: true, ...(horizontal && spec.max !== undefined ? { alignMaxLabel: "right" } : {}), formatter: short },
       splitLine: { show: !horizontal, lineStyle: { color: colour("grid") } },
     };
   }
