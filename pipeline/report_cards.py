@@ -50,7 +50,7 @@ def card(
         "every_step": course is not None and course.every_step,
     }
     if strip is not None:
-        made["strip"] = {"gap": strip.gap, "pictures": _pictures(strip, seconds)}
+        made["strip"] = {"gap": strip.gap, "pictures": pictures(strip, seconds)}
     if task.per_frame:
         made["timeline"] = timeline(task, held, place)
         made["chart"] = made["timeline"].pop("chart")
@@ -61,7 +61,8 @@ def card(
     return made
 
 
-def _pictures(strip: Strip, seconds: np.ndarray | None) -> list[dict[str, str]]:
+def pictures(strip: Strip, seconds: np.ndarray | None) -> list[dict[str, str]]:
+    """The pictures of a strip of `evenly(seconds, …)`, each with its time in words: uri, at."""
     if seconds is None or not strip.pictures:
         return []
     times, unit = clock(seconds)
@@ -72,22 +73,34 @@ def _pictures(strip: Strip, seconds: np.ndarray | None) -> list[dict[str, str]]:
 
 def _chart(task: Task, held: HeldOut, shown: Shown, course: Course, seconds: np.ndarray) -> dict[str, Any]:
     times, unit = clock(seconds)
-    x = times[course.rows]
     lines = _lines(task, held, shown, course)
+    return lines_over_time(times[course.rows], lines, unit, float(times[-1]), values=task.kind == "value")
+
+
+def lines_over_time(
+    times: np.ndarray, lines: Mapping[str, np.ndarray], unit: str, end: float, *, values: bool
+) -> dict[str, Any]:
+    """What a head says over the time of a video, as a chart with its alternative text.
+
+    Args:
+        times: (P,) of the points.
+        lines: name -> (P,) probabilities, or values.
+        unit: name of the time axis, and `end` where it ends.
+        values: whether they are values.
+    """
     series = [
-        {"name": name, "data": points(x, values), "colour": place, **({"dash": True} if place else {})}
-        for place, (name, values) in enumerate(lines.items())
+        {"name": name, "data": points(times, line), "colour": place, **({"dash": True} if place else {})}
+        for place, (name, line) in enumerate(lines.items())
     ]
-    values = task.kind == "value"
     y: dict[str, Any] = {"name": "Value", "fit": True} if values else {"name": "Probability", "min": 0, "max": 1}
-    if len(lines) == 1:
+    if len(lines) == 1 and not values:
         y["name"] = f"P({next(iter(lines))})"
     said = "; ".join(
         f"{name}: {line[0]:.3g} at the beginning, {line[-1]:.3g} at the end" for name, line in lines.items()
     )
     title = "Predicted value over time" if values else "Probability over time"
     return {
-        "x": {"name": unit, "min": 0, "max": float(times[-1]) or 1.0},
+        "x": {"name": unit, "min": 0, "max": end or 1.0},
         "y": y,
         "series": series,
         "alt": f"{title}. {said}.",

@@ -29,6 +29,12 @@ def clock(seconds: np.ndarray) -> tuple[np.ndarray, str]:
     return np.arange(len(seconds), dtype=np.float64), "Frame"
 
 
+def ends_of(times: np.ndarray) -> np.ndarray:
+    """When each row ends, (T,): at the next one, and the last one after as long as rows usually last."""
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
+    return np.append(times[1:], times[-1] + (step or 1.0))
+
+
 def timeline(task: Task, held: HeldOut, place: int) -> dict[str, Any]:
     """What is drawn of one video with targets per frame.
 
@@ -39,8 +45,7 @@ def timeline(task: Task, held: HeldOut, place: int) -> dict[str, Any]:
     """
     target, scores, decided = held.targets[place], held.scores[place], held.decided[place]
     times, unit = clock(held.seconds[place])
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
-    ends = np.append(times[1:], times[-1] + (step or 1.0))
+    ends = ends_of(times)
     made: dict[str, Any] = {"unit": unit, "length": float(ends[-1]), "tracks": [], "chart": None}
     known = unmasked(task.kind, target)
     if task.kind == "value":
@@ -73,12 +78,17 @@ def _track(
 ) -> dict[str, Any]:
     known = target != IGNORED if known is None else known
     differs = np.where(known & (target != decided), 0, IGNORED)
-    bars = {"target": target, "predicted": decided, "differs": differs}
-    return {"name": name, "bars": {key: _bars(labels, times, ends) for key, labels in bars.items()}}
+    lanes = {"target": target, "predicted": decided, "differs": differs}
+    return {"name": name, "bars": {key: bars(labels, times, ends) for key, labels in lanes.items()}}
 
 
-def _bars(labels: np.ndarray, times: np.ndarray, ends: np.ndarray) -> list[list[float]]:
-    """[label, start, end] of every run, in shares of the video."""
+def bars(labels: np.ndarray, times: np.ndarray, ends: np.ndarray) -> list[list[float]]:
+    """[label, start, end] of every run of a label, start and end in shares of the video.
+
+    Args:
+        labels: (T,) int64, `IGNORED` where there is none.
+        times, ends: (T,) when each row begins and ends.
+    """
     places = np.arange(len(labels))
     runs = segments(labels, IGNORED)
     if len(runs[0]) > _MOST_SEGMENTS:

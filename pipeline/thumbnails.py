@@ -110,3 +110,9 @@ def picture(rgb: np.ndarray, *, crop: str = "", size: tuple[int, int] = SIZE) ->
     content = io.BytesIO()
     image.save(content, "JPEG", quality=_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def pixels(uri: str) -> np.ndarray:
+    """A picture as it was made above -> (H, W, 3) uint8."""
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+        return np.asarray(image.convert("RGB"))

@@ -95,6 +95,7 @@ def main() -> None:
     \b
     framebank extract my_videos --out bank.h5          run the CNN over all frames, once
     framebank describe bank.h5                         look at what is in the bank
+    framebank explore bank.h5                          the same in a browser, video by video
     framebank train-head bank.h5 --out run             train a head, beside baselines
     framebank finetune my_videos --head run --out r2   train the CNN with it
     framebank report run                               look at what came of it, in a browser
@@ -262,6 +263,20 @@ def report(**options: Any) -> None:
     from stages.report import ReportConfig, run
 
     raise SystemExit(run(ReportConfig(**options)))
+
+
+@main.command(short_help="Write an HTML page of a bank: a map of its videos, copies, failures.")
+@click.argument("bank", type=BANK)
+@click.option("-o", "--out", type=DATA, metavar="FILE", help="The page.  [default: beside the bank, named as it is]")
+def explore(**options: Any) -> None:
+    """Write one self-contained HTML page about BANK, to be opened in a browser: counts and lengths, a map of its videos
+    and what is nearest to each, where their features stand still, duplicates, and what could not be banked.
+
+    The videos are shown where they still lie where they were banked from.
+    """
+    from stages.explore import ExploreConfig, run
+
+    raise SystemExit(run(ExploreConfig(**options)))
 
 
 @main.group()

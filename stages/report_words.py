@@ -51,9 +51,9 @@ def report(
         "results": results,
         "verdict": verdict(results, what),
         "bars_data": report_data.scores(results, f"this {what}"),
-        "charts": {name: _spoken(chart) for name, chart in report_data.charts(finished).items()},
+        "charts": {name: spoken_chart(chart) for name, chart in report_data.charts(finished).items()},
         "classes": plain(report_data.classes(task, finished.held, results["per_class"])),
-        "cards": [each | {"words": card_words(task, each), "chart": _spoken(each["chart"])} for each in cards],
+        "cards": [each | {"words": card_words(task, each), "chart": spoken_chart(each["chart"])} for each in cards],
         "videos_title": title,
         "videos_words": said,
         "gaps": list(gaps),
@@ -82,12 +82,7 @@ def task_words(task: Task) -> str:
 def _videos_words(task: Task, cards: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """What the section of videos is called, and what it shows."""
     steps = any(card["every_step"] for card in cards)
-    over_time = (
-        "The lines are the head's output at every step; one that reads in both directions knows there what comes later."
-        if steps
-        else "The lines say what the head would have predicted had the video ended there: it was given longer and "
-        "longer beginnings of it, and the end is the prediction itself."
-    )
+    over_time = course_words(every_step=steps)
     asked = "Each video was asked of the fold that had held it out."
     if task.per_frame:
         return "Over time", (
@@ -102,6 +97,19 @@ def _videos_words(task: Task, cards: Sequence[Mapping[str, Any]]) -> tuple[str, 
             f"The {counted(len(cards), 'mistake')} of which the head was surest. {over_time} {asked}",
         )
     return "Nearest to a mistake", f"No held-out video was got wrong. These are nearest to it. {over_time} {asked}"
+
+
+def course_words(*, every_step: bool) -> str:
+    """What the lines over the time of a video say."""
+    if every_step:
+        return (
+            "The lines are the head's output at every step; one that reads in both directions knows there what comes "
+            "later."
+        )
+    return (
+        "The lines say what the head would have predicted had the video ended there: it was given longer and longer "
+        "beginnings of it, and the end is the prediction itself."
+    )
 
 
 def card_words(task: Task, card: Mapping[str, Any]) -> str:
@@ -158,7 +166,7 @@ def learning_words(finished: Finished) -> str:
     return f"{trainings} trainings{final}: thin lines are one each, bold ones their mean. Dots mark the epochs kept."
 
 
-def _spoken(chart: Any) -> Any:
+def spoken_chart(chart: Any) -> Any:
     """A chart with its alternative text, and with its numbers as a table where they are few."""
     if not isinstance(chart, dict) or "alt" in chart:
         return chart
@@ -217,16 +225,27 @@ def _made(finished: Finished) -> list[tuple[str, str]]:
     pairs = [("Run", str(finished.folder.resolve()))]
     made = [bank["config"] for member in bundle.members for bank in member.banks]
     for given, config in zip(finished.config["data"]["banks"], made, strict=False):
-        recipe = config["recipe"]
         pairs.append(("Bank", given["path"]))
-        if "backbone" in recipe:
-            shape = "×".join(map(str, recipe["feature_shape"]))
-            pairs.append(("Network", f"{recipe['backbone']}, layer {recipe['layer']} ({shape})"))
-            pairs.append(("Weights", f"{config.get('weights', '')}, SHA-256 {recipe['weights_sha256'][:12]}…"))
-            pairs.append(("Input", input_words(recipe["preprocessing"])))
-            pairs.append(("Frames", f"{sampling_words(recipe['sampling'])}; {window_words(recipe)}"))
-            pairs.append(("Precision", f"computed in {recipe['precision']}, stored as {recipe['store']}"))
+        if "backbone" in config["recipe"]:
+            pairs += made_by(config)
     return pairs
+
+
+def made_by(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What made the embeddings of a bank: names and values.
+
+    Args:
+        config: the bank's.
+    """
+    recipe = config["recipe"]
+    shape = "×".join(map(str, recipe["feature_shape"]))
+    return [
+        ("Network", f"{recipe['backbone']}, layer {recipe['layer']} ({shape})"),
+        ("Weights", f"{config.get('weights', '')}, SHA-256 {recipe['weights_sha256'][:12]}…"),
+        ("Input", input_words(recipe["preprocessing"])),
+        ("Frames", f"{sampling_words(recipe['sampling'])}; {window_words(recipe)}"),
+        ("Precision", f"computed in {recipe['precision']}, stored as {recipe['store']}"),
+    ]
 
 
 def comparison(finished: Sequence[Finished], rows: Sequence[dict[str, Any]], warnings: Sequence[str]) -> dict[str, Any]:
@@ -248,7 +267,7 @@ def comparison(finished: Sequence[Finished], rows: Sequence[dict[str, Any]], war
     shown = []
     for number_, (each, row, spoken, name) in enumerate(zip(finished, rows, said, names, strict=True)):
         learning = report_curves.learning(each.epochs, each.monitor)
-        mine = {f"learning-{number_}-{place}": _spoken(chart) for place, chart in enumerate(learning)}
+        mine = {f"learning-{number_}-{place}": spoken_chart(chart) for place, chart in enumerate(learning)}
         charts |= mine
         low, high = row["difference_low"], row["difference_high"]
         shown.append(

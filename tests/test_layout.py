@@ -23,6 +23,7 @@ ONLY_IN = {  # an outside world -> the files that may know it
     "av": {"pipeline/frames.py", "pipeline/samples.py"},
     "click": {f"stages/{name}.py" for name in ("cli", *OPTIONS)},
     "sklearn": {
+        "pipeline/bank_map.py",
         "pipeline/baselines.py",
         "pipeline/calibration.py",
         "pipeline/metrics.py",
@@ -40,6 +41,7 @@ PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/demo.py"}
 SHARED = (
     *("console", "options", "recipe_options", "predict_options", "head_options"),
     *("summary", "training_run", "training_words", "finetune_words", "comparison", "report_words"),
+    *("explore_words", "timelines"),
 )
 SHARED_BY_STAGES = {f"stages.{name}" for name in SHARED}
 

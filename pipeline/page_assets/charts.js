@@ -42,7 +42,7 @@ const Charts = (() => {
     const several = named.length > 1;
     return {
       animation: false, textStyle: { fontFamily: font }, aria: { enabled: false },
-      grid: { left: element.closest(".course") ? 66 : 46, right: 10, outerBoundsMode: "none", top: several ? (named.length > 3 && width < 420 ? 48 : 32) : 10, bottom: 40 },
+      grid: { left: element.closest(".course") ? 66 : 54, right: 10, outerBoundsMode: "none", top: several ? (named.length > 3 && width < 420 ? 48 : 32) : 10, bottom: 40 },
       legend: several ? { top: 0, left: 40, right: 0, type: named.length > 4 ? "scroll" : "plain", itemWidth: 18, itemHeight: 8, itemGap: 12, data: named, inactiveColor: colour("muted"),
         textStyle: { color: colour("ink"), fontSize: 11, width: 130, overflow: "truncate" }, pageTextStyle: { color: colour("soft") }, pageIconColor: colour("soft") } : undefined,
       tooltip: { trigger: spec.series.some((each) => each.scatter && !each.hollow) || spec.square ? "item" : "axis", confine: true, transitionDuration: 0, backgroundColor: colour("surface"), borderColor: colour("line"),
@@ -65,16 +65,22 @@ const Charts = (() => {
     return box;
   }
 
+  /* A chart that is drawn anew when its place or the colours change. `make` gives its option; returns how to draw it. */
+  function add(element, make) {
+    const chart = echarts.init(element, null, { renderer: "svg" });
+    const show = () => { chart.resize({ animation: { duration: 0 } }); chart.setOption(make(), true); };
+    drawn.push(show);
+    show();
+    return { chart, show };
+  }
+
   function draw(element) {
     const spec = (PAGE.charts || {})[element.dataset.chart];
-    if (!spec) return;
-    const chart = echarts.init(element, null, { renderer: "svg" });
-    chart.setOption(option(spec, element));
-    drawn.push({ chart, spec, element });
+    if (spec) add(element, () => option(spec, element));
   }
 
   function again() {
-    for (const { chart, spec, element } of drawn) { chart.resize({ animation: { duration: 0 } }); chart.setOption(option(spec, element), true); }
+    for (const show of drawn) show();
   }
 
   document.querySelectorAll("[data-chart]").forEach(draw);
@@ -84,5 +90,5 @@ const Charts = (() => {
   matchMedia("print").addEventListener("change", again);
   addEventListener("beforeprint", again);
   addEventListener("afterprint", again);
-  return { short };
+  return { add, colour, font, option, short };
 })();
