@@ -97,8 +97,21 @@ finetuning     one fold, end to end: a head and its backbone -> both trained tog
 baselines      what does without order: majority, last frame, pooled features
 results        held-out predictions -> scores, intervals, differences, tables
 held_out       what heads and baselines say of the test part of a fold
+recorded       what a finished run wrote down of its held-out videos, read back
 rescoring      a finished run's heads once more, on its own or other banks
 starting_point  what fine-tuning starts from: a finished run, or a bank and new heads
 recipes        named systems as TOML files -> the options of the commands
-figures        confusion matrix, learning curves and scatter as PNG
+thumbnails     frames of banked videos as small pictures within a page
+bank_survey    one pass over a bank's features: each video as one vector, its change over time, copies
+bank_map       videos as points in a plane, and which of them are alike: PCA, t-SNE, nearest neighbours
+report_curves  ROC, precision over recall, reliability and learning curves as charts
+report_errors  where a run fails: the videos of each cell, and its surest mistakes
+report_courses  when in a video the decision falls: scores over growing beginnings of it
+report_timelines  targets and predictions over the time of one video
+report_cards   the videos that a report shows in full
+explore_data   a bank and what a pass over it found -> what its page says, as plain data
+report_data    a finished run -> what its report says, as plain data
+pages          a template and plain data -> one HTML file that needs nothing else
+figures        confusion matrix, learning curves, scatter and timelines as PNG
+prediction_timelines  what a head says over the time of new videos, beneath pictures of them
 """

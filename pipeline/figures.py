@@ -1,4 +1,4 @@
-"""The pictures of a run, as PNG: confusion matrix, learning curves, predicted against true values.
+"""Figures as PNG: confusion matrix, learning curves, predicted against true values, timelines of videos.
 
 Drawn through matplotlib's objects and Agg alone, so neither a display nor pyplot's global state is touched, and the
 same numbers give the same bytes. Colours are told apart without colour vision: shades of one hue for the matrix, and
@@ -6,7 +6,9 @@ for lines the palette of Okabe and Ito (2008), never colour alone. Text is drawn
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.ids import readable
 
 BLUE, ORANGE, BLACK, GREY = "#0072B2", "#D55E00", "#000000", "#777777"
+_LINES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", BLACK)
+_DASHES = ("-", "--", "-.", ":", (0, (7, 2)), (0, (3, 1, 1, 1, 1, 1)))
 _DPI = 120
 _LABEL_LETTERS = 28
 _ROOMY = 0.5  # inches: a cell that takes two lines, and a zero where there is nothing
@@ -195,6 +200,119 @@ def scatter(path: Path, target: np.ndarray, predicted: np.ndarray, *, title: str
     if title:
         axes.set_title(_text(title, 60), fontsize=10, loc="left", parse_math=False)
     _save(figure, path)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One video of a figure.
+
+    Attributes:
+        title: above it.
+        pictures: of equal stretches of it, (H, W, 3) uint8 each; or none, and `gap` says why.
+        times: (P,) float64 of the points of `lines`, name -> (P,); `end` of the axis, and its name `unit`.
+        bars: of labels per frame [place in `labels`, start, end], start and end in shares of the axis.
+        limits: of the other axis, if they are known, and its name `y`.
+    """
+
+    title: str
+    pictures: Sequence[np.ndarray]
+    gap: str
+    times: np.ndarray
+    lines: Mapping[str, np.ndarray]
+    unit: str
+    end: float
+    y: str
+    limits: tuple[float, float] | None = None
+    bars: Sequence[Sequence[float]] = ()
+    labels: Sequence[str] = ()
+
+
+def timelines(path: Path, videos: Sequence[Timeline]) -> None:
+    """Draw videos one below the other: pictures of each, and below them what is said over its time.
+
+    Args:
+        path: the PNG.
+        videos: one or more.
+    """
+    width, left, strip, bar, lines, gap = 9.0, 0.7, 0.85, 0.22, 1.5, 0.95  # inches
+    heights = [strip + (bar + 0.06) * bool(each.bars) + lines + gap for each in videos]
+    figure = Figure(figsize=(left + width, sum(heights)), dpi=_DPI)
+    top = sum(heights)
+
+    def place(above: float, height: float, x: float = 0.0, share: float = 1.0) -> Axes:
+        whole = left + width
+        return figure.add_axes(
+            ((left + x * width) / whole, (above - height) / sum(heights), share * width / whole, height / sum(heights))
+        )
+
+    for each, height in zip(videos, heights, strict=True):
+        at = top - 0.3
+        figure.text(
+            left / (left + width),
+            (at + 0.07) / sum(heights),
+            _text(each.title, 110),
+            fontsize=10,
+            fontweight="bold",
+            parse_math=False,
+        )
+        _strip(each, partial(place, at, strip))
+        at -= strip + 0.06
+        if each.bars:
+            _bar(place(at, bar), each)
+            at -= bar + 0.06
+        _lines_over_time(place(at, lines), each)
+        top -= height
+    _save(figure, path)
+
+
+def _strip(video: Timeline, place: Callable[[float, float], Axes]) -> None:
+    count = len(video.pictures)
+    if not count:
+        axes = place(0, 1)
+        axes.text(0, 0.5, f"No pictures: {_text(video.gap, 110)}", fontsize=8, color=GREY, parse_math=False)
+        axes.set_axis_off()
+    for number, picture in enumerate(video.pictures):
+        axes = place(number / count + 0.002, 1 / count - 0.004)
+        axes.imshow(picture, interpolation="antialiased")
+        axes.set_axis_off()
+
+
+def _bar(axes: Axes, video: Timeline) -> None:
+    for place, start, stop in video.bars:
+        colour = _LINES[int(place) % len(_LINES)]
+        axes.add_patch(Rectangle((start, 0), stop - start, 1, facecolor=colour, edgecolor="white", linewidth=0.5))
+        if stop - start > 0.08:
+            white = colour in (BLUE, BLACK)
+            name = _text(video.labels[int(place)], max(3, int(100 * (stop - start))))
+            axes.text(
+                (start + stop) / 2,
+                0.46,
+                name,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if white else BLACK,
+                parse_math=False,
+            )
+    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _lines_over_time(axes: Axes, video: Timeline) -> None:
+    for place, (name, values) in enumerate(video.lines.items()):
+        colour, dashes = _LINES[place % len(_LINES)], _DASHES[place % len(_DASHES)]
+        marker = "o" if len(video.times) == 1 else None  # a line of one point would not show
+        axes.plot(video.times, values, linestyle=dashes, color=colour, marker=marker, linewidth=1.8, label=_text(name))
+    axes.set_xlim(0, video.end)
+    if video.limits:
+        axes.set_ylim(video.limits[0] - 0.02, video.limits[1] + 0.02)
+    axes.set_xlabel(video.unit, fontsize=9)
+    axes.set_ylabel(_text(video.y), fontsize=9, parse_math=False)
+    axes.tick_params(labelsize=8)
+    _quiet(axes)
+    legend = axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.005, 1.04))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _quiet(axes: Axes) -> None:

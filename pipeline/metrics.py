@@ -14,6 +14,7 @@ A class that the scored part lacks is no error: averages go over the classes tha
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -234,13 +235,37 @@ def _mean_auc(positive: np.ndarray, probability: np.ndarray) -> float:
     return _mean([sk.roc_auc_score(positive[:, k], probability[:, k]) for k in mixed])
 
 
+class Reliability(NamedTuple):
+    """Rows by how sure the prediction was, in equally wide bins: counts (B,), mean confidence and share right (B,).
+
+    Of a bin without rows both are NaN.
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    right: np.ndarray
+
+
+def reliability(right: np.ndarray, confidence: np.ndarray) -> Reliability:
+    """How often predictions come true, by how sure they were; the bins of ece, open below and closed above.
+
+    Args:
+        right: (n,) bool or 0 and 1.
+        confidence: (n,) probabilities of what was predicted.
+    """
+    bins = np.clip(np.ceil(confidence.astype(np.float64) * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
+    counts = np.bincount(bins, minlength=_BINS)
+    with np.errstate(invalid="ignore"):
+        sums = (np.bincount(bins, each.astype(np.float64), minlength=_BINS) / counts for each in (confidence, right))
+        return Reliability(counts, *sums)
+
+
 def _ece(right: np.ndarray, confidence: np.ndarray) -> float:
-    """Sum over bins of (share of rows) |accuracy - mean confidence|; bins are open below and closed above."""
+    """Sum over bins of (share of rows) |accuracy - mean confidence|."""
     if not len(right):
         return float("nan")
-    bins = np.clip(np.ceil(confidence.astype(np.float64) * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
-    gaps = np.bincount(bins, right.astype(np.float64) - confidence, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(right))
+    bins = reliability(right, confidence)
+    return float(np.nansum(bins.counts * np.abs(bins.right - bins.confidence)) / len(right))
 
 
 def _mean_average_precision(target: np.ndarray, probability: np.ndarray, videos: np.ndarray) -> Score:

@@ -3,13 +3,15 @@
 stage       make target      reads                        writes
 extract     make extract     videos                       a bank (data/<name>.h5)
 describe    make describe    a bank                       a description on the terminal, or CSV
+explore                      a bank                       an HTML page (beside the bank)
 keep                         banks                        one packed or merged bank, or one without some videos
 train_head  make train-head  a bank, or several           a run folder (data/<name>-head)
 finetune    make finetune    videos, a run                a run folder (data/<name>-finetuned)
 evaluate                     a run, or a run and banks    scores on the terminal, or JSON
-predict                      a run and videos             labels on the terminal, CSV, JSON, segments
+predict                      a run and videos             labels on the terminal, CSV, JSON, segments, timelines
 classify                     videos                       the network's own labels on the terminal, CSV, JSON
 compare                      runs                         a table on the terminal, CSV or JSON
+report                       runs                         an HTML page (RUN/report.html)
 bench_extract   make bench   videos                       figures on the terminal, or JSON
 bench_bank                   nothing                      figures on the terminal, or JSON
 bench_heads                  a bank                       figures on the terminal, or JSON
@@ -28,6 +30,10 @@ summary         what extract says before it begins and at its end
 workers         what extract does where the workers of a cluster do the work
 training_run    what train-head and finetune have in common: training, scoring, the run folder
 training_words  what they say, before they begin and at their end
+comparison      runs side by side: what compare and report say of them
+report_words    what a report says in words, around its numbers
+explore_words   what the page of a bank says in words
+timelines       predict --timeline: as a picture, a page or JSON
 finetune_words  what finetune says besides
 bench_parts     the parts of an extraction by themselves, and the whole, timed in lanes
 bench_processes  commands in fresh processes: their first frame, their end, their memory

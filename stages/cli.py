@@ -114,8 +114,10 @@ def main() -> None:
     \b
     framebank extract my_videos --out bank.h5          run the CNN over all frames, once
     framebank describe bank.h5                         look at what is in the bank
+    framebank explore bank.h5                          the same in a browser, video by video
     framebank train-head bank.h5 --out run             train a head, beside baselines
     framebank finetune my_videos --head run --out r2   train the CNN with it
+    framebank report run                               look at what came of it, in a browser
     framebank predict run new.mp4                      label new videos
 
     Exit status: 0 all done, 1 verification failed, 2 could not run as asked, 3 finished with videos
@@ -268,6 +270,41 @@ def compare(**options: Any) -> None:
     from stages.compare import CompareConfig, run
 
     raise SystemExit(run(CompareConfig(**options)))
+
+
+@main.command(short_help="Write an HTML page of a run, or of several side by side.")
+@click.argument("runs", type=DATA, nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "-o",
+    "--out",
+    type=DATA,
+    metavar="FILE",
+    help="The page.  [default: RUN/report.html; of several runs comparison.html beside the first]",
+)
+def report(**options: Any) -> None:
+    """Write one self-contained HTML page about RUN, to be opened in a browser: scores beside the baselines, where it
+    fails and when in a video, curves, classes, split, settings and cost.
+
+    The videos of the surest mistakes are shown where they still lie where they were banked from. Several finished RUNs
+    are set side by side.
+    """
+    from stages.report import ReportConfig, run
+
+    raise SystemExit(run(ReportConfig(**options)))
+
+
+@main.command(short_help="Write an HTML page of a bank: a map of its videos, copies, failures.")
+@click.argument("bank", type=BANK)
+@click.option("-o", "--out", type=DATA, metavar="FILE", help="The page.  [default: beside the bank, named as it is]")
+def explore(**options: Any) -> None:
+    """Write one self-contained HTML page about BANK, to be opened in a browser: counts and lengths, a map of its videos
+    and what is nearest to each, where their features stand still, duplicates, and what could not be banked.
+
+    The videos are shown where they still lie where they were banked from.
+    """
+    from stages.explore import ExploreConfig, run
+
+    raise SystemExit(run(ExploreConfig(**options)))
 
 
 @main.group()

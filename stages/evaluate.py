@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
-from pipeline import rescoring, runs, splits
+from pipeline import recorded, rescoring, runs, splits
 from pipeline.bank import Bank
 from pipeline.bootstrap import bootstrap
 from pipeline.bundles import Bundle, check_banks, load_bundle, seen_in_training
@@ -109,10 +108,8 @@ def run(config: EvaluateConfig) -> int:
 
 def _read(folder: Path) -> _Run:
     results = runs.read_results(folder)
-    said = results["task"]
-    task = Task(said["kind"], said["per_frame"], tuple(said["labels"]), said["background"])
     folds, _ = splits.read_splits(folder / "splits.csv")
-    return _Run(folder, runs.read_config(folder), results, task, folds)
+    return _Run(folder, runs.read_config(folder), results, recorded.task_of(results), folds)
 
 
 def _anew(display: Display, finished: _Run, banked: Bank, device: torch.device) -> Reading:
@@ -165,7 +162,9 @@ def _own(
                         held = hold_out(bundle, sequences, known, ids, fold=fold.name, device=device)
                         said[part].append(held)
         again = {part: joined(held) for part, held in said.items()}
-        difference, others = rescoring.largest_difference(finished.task, again["test"], *_recorded(finished, seed))
+        difference, others = rescoring.largest_difference(
+            finished.task, again["test"], *recorded.tables(finished.folder, finished.task, seed)
+        )
         largest, changed = max(largest, difference), changed + others
         first = first or again
     count = counted(len(first["test"].ids), "held-out video")
@@ -185,26 +184,6 @@ def _own(
         f"{counted(changed, 'prediction')} changed{', all seeds' if seeds else ''}",
     )
     return OK if same else DIFFERENT
-
-
-def _recorded(finished: _Run, seed: int) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """predictions.csv of a seed, and frames.csv where targets are per frame."""
-    text = dict.fromkeys(("id", "fold"), str)
-    if finished.task.kind != "value":
-        text |= dict.fromkeys(("target", "predicted"), str)
-    tables = []
-    for name in ("predictions", "frames")[: 1 + finished.task.per_frame]:
-        path = runs.seed_file(finished.folder, name, seed)
-        try:
-            tables.append(
-                pd.read_csv(path, dtype=text, keep_default_na=False, encoding_errors="surrogatepass", na_values=[])
-            )
-        except (OSError, ValueError) as error:
-            said = str(error).splitlines()[0]
-            raise UserError(f"{path} cannot be read ({said}); restore it, or train with another --out.") from None
-        if "id" not in tables[-1].columns:
-            raise UserError(f"{path} has no column id; restore it, or train with another --out.")
-    return tables[0], tables[1] if finished.task.per_frame else None
 
 
 def _other(display: Display, config: EvaluateConfig, finished: _Run, banks: list[Bank], device: torch.device) -> int:

@@ -22,10 +22,12 @@ from pipeline.encoder import choose_device
 from pipeline.errors import UserError
 from pipeline.features import records
 from pipeline.gathering import find_all
+from pipeline.prediction_timelines import OverTime, over_time
 from pipeline.predictions import Predictions, predict
 from pipeline.sources import source_text
 from pipeline.targets import SEPARATOR
 from pipeline.writing import check_outputs, write_csv, write_json
+from stages import timelines
 from stages.console import Display, counted, plain_frames, sampling_words, window_words
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
@@ -42,6 +44,7 @@ class PredictConfig:
     json: Path | None = None
     frames: Path | None = None
     segments: Path | None = None
+    timeline: Path | None = None
     min_seconds: float | None = None
     weights: tuple[str, ...] = ()
     all_files: bool = False
@@ -67,8 +70,13 @@ def run(config: PredictConfig) -> int:
     if config.min_seconds is not None:
         bundle = replace(bundle, min_seconds=config.min_seconds)
     _check_outputs(config, bundle)
+    if config.timeline is not None:
+        timelines.check(config.timeline)
     found, notes = find_all(config.videos, all_files=config.all_files)
+    if config.timeline is not None:
+        timelines.check(config.timeline, len(found))
     outputs = {"--csv": config.csv, "--json": config.json, "--frames": config.frames, "--segments": config.segments}
+    outputs |= {"--timeline": config.timeline}
     check_outputs(outputs, [*config.videos, *map(Path, found["path"]), *map(Path, config.weights)])
     display.field("Found", counted(len(found), "video"))
     device = choose_device(config.device)
@@ -80,6 +88,7 @@ def run(config: PredictConfig) -> int:
         failures = pd.concat([bank.failures[["id", "reason"]] for bank in made.values()]).drop_duplicates("id")
         ids = [video_id for video_id in found["id"] if video_id not in set(failures["id"])]
         predictions = predict(bundle, made, ids, device=device) if ids else None
+        said = _over_time(config, predictions, made, device)
         same, spans = seen_in_training(bundle, next(iter(made.values())))
         if again := [*same, *spans]:
             notes.append(
@@ -97,7 +106,9 @@ def run(config: PredictConfig) -> int:
         print(f"{counted(len(failures), 'video')} could not be read", file=sys.stderr)
     if predictions is not None:
         _write(config, predictions, found, failures)
-    elif any((config.csv, config.json, config.frames, config.segments)):
+        if config.timeline is not None:
+            timelines.write(config.timeline, bundle, source_text(str(config.run)), said, _all_words(predictions))
+    elif any(outputs.values()):
         display.line("None of the videos could be read, so no file was written.")
     return FAILURES if len(failures) else OK
 
@@ -155,12 +166,31 @@ def _bank(
     return made
 
 
+def _over_time(
+    config: PredictConfig, predictions: Predictions | None, made: Mapping[str, Bank], device: torch.device
+) -> list[OverTime]:
+    """What the head says over the time of each video, where that was asked for."""
+    if config.timeline is None or predictions is None:
+        return []
+    shown = timelines.has_pictures(config.timeline)
+    places = range(len(predictions.videos))
+    return [over_time(predictions, made, place, shown=shown, device=device) for place in places]
+
+
 def _show(display: Display, predictions: Predictions) -> None:
     """A line per video: its id, the prediction, and the probability of it."""
     width = max(map(len, predictions.videos["id"]))
-    for place, row in enumerate(records(predictions.videos)):
-        decided = predictions.decided[place] if predictions.bundle.per_frame else None
-        display.line(f"{row['id']:<{width}}  {_words(predictions.bundle, row, decided)}")
+    for video, words in _all_words(predictions).items():
+        display.line(f"{video:<{width}}  {words}")
+
+
+def _all_words(predictions: Predictions) -> dict[str, str]:
+    """Of each video, by its id, what is predicted."""
+    bundle = predictions.bundle
+    return {
+        row["id"]: _words(bundle, row, predictions.decided[place] if bundle.per_frame else None)
+        for place, row in enumerate(records(predictions.videos))
+    }
 
 
 def _words(bundle: Bundle, row: Mapping[str, Any], decided: np.ndarray | None) -> str:

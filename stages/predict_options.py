@@ -38,7 +38,7 @@ def _picked(*groups: Callable[[Any], Any], leave: Collection[str]) -> Callable[[
     return add
 
 
-OF_RUN = ("frames", "segments", "min_seconds")
+OF_RUN = ("frames", "segments", "timeline", "min_seconds")
 OF_NETWORK = (
     *("backbone", "preset", "image_size", "fit", "crop", "stride", "fps", "views", "top_k", "inflate"),
     *("clip_length", "clip_stride", "stack", "grey", "flow", "flow_method", "flow_weights"),
@@ -72,6 +72,12 @@ PREDICT = grouped(
         click.option("--frames", type=DATA, metavar="FILE", help="Write a row per frame, with its time."),
         click.option(
             "--segments", type=DATA, metavar="FILE", help="Write id, start, end, label of predicted segments."
+        ),
+        click.option(
+            "--timeline",
+            type=DATA,
+            metavar="FILE",
+            help="Show what the head says over the time of each video, below pictures of it: .png, .html, or .json.",
         ),
         click.option(
             "--min-seconds",

@@ -25,7 +25,7 @@ from stages.console import Display, counted, interval_words, number, plain_frame
 _SHOWN_CLASSES = 30
 _PLAIN_SECONDS = 10.0
 _FEW_UNITS = 10  # resampling fewer says little about others
-_NAMES = {
+METRIC_NAMES = {
     "accuracy": "accuracy",
     "frame_accuracy": "frame accuracy",
     "mAP": "mAP",
@@ -196,7 +196,9 @@ def show_results(display: Display, out: Path, results: Mapping[str, Any], what: 
     display.line()
     unit, units = results["resampled"], results["units"]
     few = ", too few to lean on it" if units < _FEW_UNITS else ""
-    display.line(f"{_NAMES[name].capitalize()} on held-out videos (95 % interval: bootstrap of {units} {unit}{few})")
+    display.line(
+        f"{METRIC_NAMES[name].capitalize()} on held-out videos (95 % interval: bootstrap of {units} {unit}{few})"
+    )
     rows = [(f"this {what}", results["score"], results["interval"])]
     rows += [(known, said["score"], said["interval"]) for known, said in results["baselines"].items()]
     width = max(len(row[0]) for row in rows)
@@ -208,7 +210,7 @@ def show_results(display: Display, out: Path, results: Mapping[str, Any], what: 
         values = ", ".join(number(value) for value in results["seeds"])
         display.line(f"  ({len(results['seeds'])} seeds: {values}; sd {number(results['seeds_sd'])})")
     display.line()
-    display.field("Difference", _verdict(results, what))
+    display.field("Difference", verdict(results, what))
     others = {key: value for key, value in results["metrics"].items() if key != name and value is not None}
     display.field("Also", " · ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in others.items()))
     if len(results["folds"]) > 1:
@@ -219,7 +221,7 @@ def show_results(display: Display, out: Path, results: Mapping[str, Any], what: 
     display.field("Next", f"framebank predict {shlex.quote(str(out))} VIDEO… labels new videos")
 
 
-def _verdict(results: Mapping[str, Any], what: str) -> str:
+def verdict(results: Mapping[str, Any], what: str) -> str:
     """The paired difference to the best baseline, in words that do not promise more than the interval does."""
     difference, interval = results["difference"], results["difference_interval"]
     if difference is None:

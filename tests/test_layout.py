@@ -23,20 +23,25 @@ ONLY_IN = {  # an outside world -> the files that may know it
     "av": {"pipeline/frames.py", "pipeline/samples.py", "stages/naive_loop.py"},
     "click": {f"stages/{name}.py" for name in ("cli", *OPTIONS)},
     "sklearn": {
+        "pipeline/bank_map.py",
         "pipeline/baselines.py",
         "pipeline/calibration.py",
         "pipeline/metrics.py",
+        "pipeline/report_curves.py",
         "pipeline/splits.py",
         "pipeline/standardisation.py",
         "pipeline/training.py",
     },
     "matplotlib": {"pipeline/figures.py"},
     "cv2": {"pipeline/flow.py"},
+    "jinja2": {"pipeline/pages.py"},
+    "markupsafe": {"pipeline/pages.py"},
 }
 PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/demo.py"}
 SHARED = (
     *("console", "options", "recipe_options", "predict_options", "head_options"),
     *("summary", "workers", "training_run", "training_words", "finetune_words"),
+    *("comparison", "report_words", "explore_words", "timelines"),
     *("machine", "bench_parts", "bench_processes", "bench_naive", "bench_words", "naive_loop"),
 )
 SHARED_BY_STAGES = {f"stages.{name}" for name in SHARED}
