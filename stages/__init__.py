@@ -29,6 +29,7 @@ workers         what extract does where the workers of a cluster do the work
 training_run    what train-head and finetune have in common: training, scoring, the run folder
 training_words  what they say, before they begin and at their end
 finetune_words  what finetune says besides
+bench_commands  what `framebank bench` can be told
 bench_parts     the parts of an extraction by themselves, and the whole, timed in lanes
 bench_processes  commands in fresh processes: their first frame, their end, their memory
 bench_naive     the naive loop on the videos of a bench, held against the bank
