@@ -69,8 +69,9 @@ describe: .venv/.installed ## show what the bank OUT= holds
 	$(BIN)/framebank describe $(call quoted,$(OUT)) $(ARGS)
 
 bench: .venv/.installed ## measure how fast extraction from DATA= is here, and beside what bounds it
+	$(if $(RECIPE),$(error bench takes no RECIPE: it is of a network alone; give BACKBONE and ARGS))
 	$(if $(SAMPLES),$(BIN)/framebank samples $(SAMPLES))
-	$(BIN)/framebank bench extract $(call quoted,$(or $(DATA),$(SAMPLES))) $(BY_RECIPE) \
+	$(BIN)/framebank bench extract $(call quoted,$(or $(DATA),$(SAMPLES))) \
 		$(call option,--backbone,$(BACKBONE)) $(call option,--weights,$(WEIGHTS)) $(SETTINGS) $(ARGS)
 
 test: .venv/.installed-dev ## run the tests but the slow ones, with line coverage

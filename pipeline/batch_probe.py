@@ -23,7 +23,8 @@ _UNDER_WAY = 2  # batches
 
 
 def probed_batch_size(backbone: Backbone, device: torch.device, precision: str, sizes: Sequence[int]) -> int:
-    """The smallest of some batch sizes, rising, that is within 3 % of the fastest; less where not even the first fits.
+    """The smallest of some batch sizes, rising, that is within 3 % of the fastest; less where not even the first fits,
+    with another one under way.
 
     Raises:
         UserError: as `pipeline.encoder.make_encoder`.
@@ -38,7 +39,7 @@ def probed_batch_size(backbone: Backbone, device: torch.device, precision: str, 
         except torch.OutOfMemoryError:
             break
     torch.cuda.empty_cache()  # the room that larger batches took
-    return smallest_as_fast(rates)
+    return smallest_as_fast(rates) if rates else max(1, smallest // 2)
 
 
 def sizes_for(window: Window) -> list[int]:

@@ -62,7 +62,7 @@ class Compiling:
         generator = torch.Generator().manual_seed(0)
         rows = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
         with one_thread():
-            if self.banked is None and not self._pays(forward, rows):
+            if self.banked is None and not self._pays(forward, rows, device):
                 return forward
             try:
                 faster = compiled(forward, rows)
@@ -76,11 +76,12 @@ class Compiling:
             self.done = self.banked is not None or _gain(forward, faster, rows) >= KEPT_GAIN
         return faster if self.done else forward
 
-    def _pays(self, forward: Forward, rows: Tensor) -> bool:
+    def _pays(self, forward: Forward, rows: Tensor, device: torch.device) -> bool:
         """Whether compiling saves more time than it takes, by what one forward pass takes here."""
         if self.rows < _FORWARDS * len(rows):
             return False
-        return pays(self.rows, _seconds(forward, rows) / len(rows), self.lanes)
+        at_once = self.lanes if device.type == "cpu" else 1  # a GPU has one forward after the other in work
+        return pays(self.rows, _seconds(forward, rows) / len(rows), at_once)
 
     def _say(self, reason: str) -> None:
         rounding = "; the bank's other rows are from a compiled one, so these differ by rounding" if self.banked else ""

@@ -233,4 +233,6 @@ def _prepared(
     with spent.on("preparing"):
         if device is not None and frames and frames[0].planes is not None:
             return assembler.show_together(frames, device)
-        return [assembler.show(frame.rgb, frame.seconds, frame.index) for frame in frames]
+        shown = [assembler.show(frame.rgb, frame.seconds, frame.index) for frame in frames]
+    # A window may hold frames of both kinds: they are put together where rows lie.
+    return shown if device is None else [each._replace(pixels=each.pixels.to(device)) for each in shown]

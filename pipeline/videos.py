@@ -470,10 +470,12 @@ def probe_videos(table: pd.DataFrame) -> pd.DataFrame:
         duration (seconds, NaN unknown) float64; codec and problem str, the latter why the header cannot be read, or "".
     """
     import dask.bag
+    import dask.threaded
 
     pairs = list(zip(table["path"], table["kind"], strict=True))
     bag = dask.bag.from_sequence(pairs, partition_size=_PROBE_BATCH)
-    headers = bag.map(_probe_one).compute(scheduler="threads") if pairs else []
+    # The scheduler itself: to look one up by its name, dask loads its cluster.
+    headers = bag.map(_probe_one).compute(scheduler=dask.threaded.get) if pairs else []
     columns = {
         name: pd.Series([header[place] for header in headers], index=table.index, dtype=dtype)
         for place, (name, dtype) in enumerate(_PROBE_COLUMNS.items())

@@ -35,6 +35,7 @@ report_words    what a report says in words, around its numbers
 explore_words   what the page of a bank says in words
 timelines       predict --timeline: as a picture, a page or JSON
 finetune_words  what finetune says besides
+bench_commands  what `framebank bench` can be told
 bench_parts     the parts of an extraction by themselves, and the whole, timed in lanes
 bench_processes  commands in fresh processes: their first frame, their end, their memory
 bench_naive     the naive loop on the videos of a bench, held against the bank

@@ -20,15 +20,18 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pipeline import bank as banks
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.bank import Bank
+from pipeline.compiling import Compiling
 from pipeline.encoder import choose_batch_size, choose_device, choose_precision
 from pipeline.errors import UserError
-from pipeline.extraction import Encoding, make_encoding, recipe_of, share_cores, with_region
+from pipeline.extraction import Encoding, make_encoding, recipe_of, rows_expected, share_cores, with_region
 from pipeline.flow import Flow
 from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
-from pipeline.videos import absolute_path, find_videos
+from pipeline.timing import PARTS
+from pipeline.videos import absolute_path, find_videos, probe_videos
 from pipeline.windows import Window
 from pipeline.writing import check_outputs, write_csv, write_json
 from stages import bench_naive, bench_words
@@ -124,9 +127,9 @@ def _run(config: BenchExtractConfig, folder: Path, display: Display) -> int:
         inflate=config.inflate,
     )
     request = bench_naive.request_of(backbone, device, config.naive, folder) if config.naive else None
-    encoding = _encoding(config, backbone, device)
     drawn = parts.chosen(table, config.frames)
     lanes, threads = share_cores(device.type, len(drawn))
+    encoding = _encoding(config, backbone, device, drawn, lanes, display)
     if parts.whole(folder / "first.h5", drawn, encoding)[2]:
         return INTERRUPTED
     with Bank(folder / "first.h5") as bank:
@@ -135,7 +138,7 @@ def _run(config: BenchExtractConfig, folder: Path, display: Display) -> int:
             raise UserError(f"None of {counted(len(drawn), 'video')} could be read, e.g. {row['id']}: {row['reason']}")
         drawn = drawn[drawn["id"].isin(bank.catalog["id"])]
         sample = parts.sample_of(bank, drawn, encoding, lanes, threads)
-        plain = bench_naive.plain_videos(sample.videos, bank) if request else []
+        plain = bench_naive.plain_videos(sample.videos, bank, config.naive) if config.naive else []
         bench = _Bench(config, folder, sample, drawn, bank, request, plain)
         rounds: list[dict[str, Any]] = []
         wrong: list[str] = []
@@ -153,13 +156,21 @@ def _run(config: BenchExtractConfig, folder: Path, display: Display) -> int:
     return DIFFER if wrong else OK
 
 
-def _encoding(config: BenchExtractConfig, backbone: Backbone, device: torch.device) -> Encoding:
-    """How `framebank extract` would make the embeddings, of every frame."""
+def _encoding(
+    config: BenchExtractConfig,
+    backbone: Backbone,
+    device: torch.device,
+    table: pd.DataFrame,
+    lanes: int,
+    display: Display,
+) -> Encoding:
+    """How `framebank extract` would make the embeddings, of every frame of these videos."""
     options = ReadOptions(Sampling(), backbone.preprocessing, backbone.window, flow=config.flow)
     precision = choose_precision(config.precision, device)
     recipe = recipe_of(backbone, options, crop=config.crop or "", precision=precision, store="float16")
     size = choose_batch_size(config.batch_size, device, None, backbone.window)
-    return make_encoding(backbone, recipe, options, device, size, str(absolute_path(config.data)))
+    compiling = Compiling(rows_expected(probe_videos(table), options), lanes, None, display.line)
+    return make_encoding(backbone, recipe, options, device, size, str(absolute_path(config.data)), compiling)
 
 
 def _round(bench: _Bench, turn: int, wrong: list[str]) -> dict[str, Any] | None:
@@ -219,6 +230,7 @@ def _command(bench: _Bench, out: Path, wrong: list[str]) -> Fresh:
     for name, values in zip("xywh", zip(*regions, strict=True), strict=True):
         listed[f"crop_{name}"] = values
     write_csv(manifest, listed)
+    banks.create(out, bench.sample.encoding.recorded)  # compiled or not, that is gone on with
     fresh = run_extract([str(manifest), "--out", str(out), *_arguments(bench.config, bench.sample.encoding)])
     with Bank(out) as other:
         numbers = {video: str(number) for number, video in enumerate(table["id"])}
@@ -282,10 +294,16 @@ def _result(
         "videos_measured": len(sample.videos),
         "rows": sample.all_rows,
         "rounds": rounds,
-        "median": _medians(rounds),
+        "median": _summed_up(rounds, sample.encoding),
         "wrong": wrong,
     }
     return result
+
+
+def _summed_up(rounds: Sequence[dict[str, Any]], encoding: Encoding) -> dict[str, Any]:
+    """The medians, and what limits by these."""
+    median: dict[str, Any] = _medians(rounds)
+    return median | {"limit": _bound({part: median["rates"][part] for part in PARTS}, encoding)[1]}
 
 
 def _medians(rounds: Sequence[Any]) -> Any:

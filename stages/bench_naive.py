@@ -14,6 +14,7 @@ from pipeline.networks import OPTIONS, image_networks
 from pipeline.windows import FRAME
 from stages.bench_parts import cosines
 from stages.bench_processes import Fresh, run_naive
+from stages.console import counted
 
 BATCH_SIZES = (1, 32)  # as scripts have them
 # What embeddings have in common with those of the naive loop at least: bfloat16, float16 and resizing round otherwise.
@@ -74,17 +75,24 @@ def request_of(backbone: Backbone, device: torch.device, frames: int, folder: Pa
     }
 
 
-def plain_videos(videos: Sequence[Mapping[str, Any]], bank: Bank) -> list[Mapping[str, Any]]:
+def plain_videos(videos: Sequence[Mapping[str, Any]], bank: Bank, frames: int) -> list[Mapping[str, Any]]:
     """Those that the naive loop reads as we do: whole files, shown as they were filmed.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or all of its `frames` would be in its first batch, after which it is timed.
     """
     turned = set(bank.catalog.loc[bank.catalog["rotation"] != 0, "id"])
     whole = [video for video in videos if video["kind"] == "video" and video["id"] not in turned]
     plain = [video for video in whole if not video["crop"] and np.isnan(video["start"]) and np.isnan(video["end"])]
     if not plain:
         raise UserError("The naive loop reads videos as they are, no spans, crops or turned ones: leave --naive out.")
+    rows = bank.catalog.set_index("id")["rows"]
+    timed = min(frames, int(rows[[video["id"] for video in plain]].sum()))
+    if timed <= min(max(BATCH_SIZES), int(rows[plain[0]["id"]])):
+        raise UserError(
+            f"The naive loop is timed after its first batch, which holds all of its {counted(timed, 'frame')}; give "
+            "--naive (and --frames) more, or leave it out."
+        )
     return plain
 
 

@@ -10,9 +10,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, field
+from itertools import islice, takewhile
 from math import ceil, isnan
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,10 +34,11 @@ from pipeline.resuming import with_state
 from pipeline.rows import Assembler, Shown, read_rows
 from pipeline.sealing import PartWriter, stored
 from pipeline.sources import source_digest
+from pipeline.timing import PARTS
 from pipeline.videos import probe_videos
 from pipeline.windows import windows
 
-DECODING, PREPARING, FORWARD, WRITING = "decoding", "preparing", "forward", "writing"
+DECODING, PREPARING, FORWARD, WRITING = PARTS
 _HELD_BYTES = 64 << 20  # prepared rows that lie in memory for the forward, and to hold its embeddings against the bank
 _PROBED_AT_ONCE = 64
 _Video = Mapping[str, Any]
@@ -54,6 +56,7 @@ class Sample:
         lanes, threads: how many there are, and torch's threads in each.
         inputs: (M, *input_shape) uint8: prepared rows, the first ones of the first videos.
         inputs_of: how many of `inputs` each of those videos has, by id.
+        stop: set when the bench is interrupted: no more frames are read.
     """
 
     videos: Sequence[_Video]
@@ -64,6 +67,7 @@ class Sample:
     threads: int
     inputs: Tensor
     inputs_of: Mapping[str, int]
+    stop: threading.Event = field(default_factory=threading.Event)
 
     @property
     def all_rows(self) -> int:
@@ -141,7 +145,8 @@ def decoding(sample: Sample) -> float:
 def preparing(sample: Sample) -> float:
     """Rows per second of all lanes, if preparing were all.
 
-    Each video's first frames are prepared over and over, as often as it has frames.
+    Each video's first frames are prepared over and over, as often as it has frames, as if they were other ones: motion
+    between the same two is measured once.
     """
     options = sample.encoding.options
 
@@ -152,7 +157,8 @@ def preparing(sample: Sample) -> float:
             begun = time.perf_counter()
             draws = options.draws(video["id"])
             assembler = Assembler(options.preprocessing, options.window, options.flow, video["crop"], draws)
-            frames = (few[number % len(few)] for number in range(sample.frames[video["id"]]))
+            numbers = takewhile(lambda _: not sample.stop.is_set(), range(sample.frames[video["id"]]))
+            frames = (few[number % len(few)]._replace(index=number) for number in numbers)
             for window in windows(options.window, _shown(assembler, frames, options.device)):
                 row = assembler.row(window)
             row.inputs.flatten()[0].item()  # a device is done with all of them
@@ -282,7 +288,7 @@ def _frames(sample: Sample, video: _Video) -> Iterator[Frame]:
         planes=options.device is not None,
     )
     with closing(reading):
-        yield from reading
+        yield from takewhile(lambda _: not sample.stop.is_set(), reading)
 
 
 def _lane_seconds(sample: Sample, work: Callable[[Iterator[_T]], float], items: Iterable[_T]) -> float:
@@ -290,7 +296,7 @@ def _lane_seconds(sample: Sample, work: Callable[[Iterator[_T]], float], items: 
 
     `work` takes a lane's items one by one and returns its busy seconds; what it raises is raised here.
     """
-    todo, busy, errors = deque(items), [], []
+    todo = deque(items)
 
     def taken() -> Iterator[_T]:
         while todo:
@@ -300,23 +306,20 @@ def _lane_seconds(sample: Sample, work: Callable[[Iterator[_T]], float], items: 
                 return
             yield item
 
-    def run() -> None:
+    def run() -> float:
         try:
             torch.set_num_threads(sample.threads)
-            busy.append(work(taken()))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the calling thread raises it
-            errors.append(error)
+            return work(taken())
+        except BaseException:
             todo.clear()
+            raise
 
-    threads = [threading.Thread(target=run, name=f"lane {number}") for number in range(sample.lanes)]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    except BaseException:  # Ctrl-C: the lanes end after what they have in hand
-        todo.clear()
-        raise
-    if errors:
-        raise errors[0]
-    return sum(busy) / len(threads)
+    # A pool, at whose end all lanes have ended: an interrupted Thread.join() takes its thread for ended (Python 3.11).
+    with ThreadPoolExecutor(sample.lanes, thread_name_prefix="lane") as pool:
+        lanes = [pool.submit(run) for _ in range(sample.lanes)]
+        try:
+            return sum(lane.result() for lane in lanes) / sample.lanes
+        except BaseException:  # Ctrl-C, say
+            sample.stop.set()
+            todo.clear()
+            raise

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 from pipeline.errors import UserError
@@ -126,6 +127,9 @@ def _watched(
         process.wait()
     except BaseException:
         process.terminate()
+        with suppress(OSError):
+            while os.read(output, 1 << 16):  # what it still says, or it would wait for somebody to read that
+                pass
         process.wait()
         raise
     return time.perf_counter() - begun, peak or None

@@ -20,7 +20,8 @@ def show(display: Display, result: Mapping[str, Any]) -> None:
     display.field("Network", f"{result['backbone']}, layer {result['layer']}, {result['weights']}")
     display.field(
         "Computing",
-        f"{result['recipe']['precision']} on {compute['device']}, batches of {compute['batch_size']}, "
+        f"{result['recipe']['precision']} on {compute['device']}{', compiled' * compute.get('compiled', False)}, "
+        f"batches of {compute['batch_size']}, "
         f"{counted(result['lanes'], 'lane')} of {counted(result['threads'], 'thread')}",
     )
     display.field("Machine", machine_words(result["machine"]))

@@ -132,7 +132,7 @@ def run(config: ExtractConfig, cluster: "Cluster | None" = None) -> int:
     if bank is not None and bank.fingerprint != banks.fingerprint_of(recipe):
         if not bank.only_failures:
             raise UserError(_differing(config.out, backbone, bank, recipe))
-        bank = None  # nothing came of the other settings: begin again with these
+        bank, banked = None, {"recipe": {}, "compute": None}  # nothing came of the others: begin again with these
     plan = resuming.plan(found.table, bank, retry_failed=config.retry_failed, allow_partial=config.allow_partial)
     probed = probe_videos(plan.todo)
     summary.show_plan(display, plan, probed)

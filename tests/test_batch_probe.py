@@ -73,6 +73,24 @@ def test_a_real_network_is_probed_halved_and_refused() -> None:
         probed_batch_size(crowded(small, 0), CPU, "fp32", [2, 4])
 
 
+class Filling(FeatureExtractor):
+    """A network on what stands for a GPU that has room for the first batch, and none for another one beside it."""
+
+    calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > 1:
+            raise torch.OutOfMemoryError
+        return super().forward(images)
+
+
+def test_a_device_with_room_for_a_single_batch_gets_half_of_it() -> None:
+    small = load_backbone("squeezenet1_1", weights="random", image_size=32)
+    module = Filling(small.module.net, layout=small.module.layout, average=small.module.average)
+    assert probed_batch_size(replace(small, module=module), CPU, "fp32", [8, 16]) == 4
+
+
 def test_sizes_are_of_frames_and_of_as_many_in_clips() -> None:
     assert sizes_for(FRAME) == list(SIZES)
     assert sizes_for(Window("stack", 5)) == list(SIZES)

@@ -2,7 +2,11 @@
 and what cannot be measured is refused."""
 
 import json
+import shutil
+import signal
 import subprocess
+import sys
+import threading
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -13,19 +17,21 @@ import pytest
 import torch
 from click.testing import Result
 
+from pipeline import compiling, rows
 from pipeline.backbone import load_backbone
 from pipeline.bank import Bank
 from pipeline.encoder import make_encoder
 from pipeline.errors import VideoError
 from pipeline.extraction import Encoding, make_encoding
 from pipeline.features import records
+from pipeline.flow import Flow, measuring
 from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.videos import find_videos
 from pipeline.windows import Window
 from stages import bench_extract, bench_parts
 from stages.bench_extract import BenchExtractConfig, _arguments, _bound, _medians
-from stages.bench_processes import Fresh
+from stages.bench_processes import Fresh, _watched
 from stages.machine import clock_mhz, machine, versions
 from tests.banks import bank_of, config, embeddings
 from tests.clips import make_clip
@@ -186,6 +192,97 @@ def test_a_lane_s_error_is_raised_and_ends_the_others(clips: Path) -> None:
     sample = bench_parts.Sample(rows, {"broken": 1}, {"broken": 1}, encoding, 2, 1, torch.zeros(1), {"broken": 1})
     with pytest.raises(VideoError):
         bench_parts.decoding(sample)
+
+
+def sample_of_one(video: Any, encoding: Encoding, times: int) -> bench_parts.Sample:
+    """One video so many times."""
+    key = video["id"]
+    return bench_parts.Sample([video] * times, {key: 40}, {key: 40}, encoding, 2, 1, torch.zeros(1), {key: 1})
+
+
+def test_lanes_have_ended_when_an_interruption_goes_on(tmp_path: Path) -> None:
+    make_clip(tmp_path / "long.mp4", frames=1500, size=(160, 120))
+    preprocessing = load_backbone("squeezenet1_1", weights="random", image_size=48).preprocessing
+    encoding = Encoding(
+        lambda _: lambda: np.zeros(1), 8, ReadOptions(Sampling(), preprocessing), config(), torch.device("cpu")
+    )
+    (video,) = records(bench_parts.chosen(find_videos(tmp_path).table, 1))
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            bench_parts.decoding(sample_of_one(video, encoding, 50))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lane")]
+
+
+def test_motion_is_measured_as_often_as_in_a_video(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = count(1)
+
+    def counting(flow: Flow) -> Any:
+        measure = measuring(flow)
+        return lambda first, second: next(measured) and measure(first, second)
+
+    monkeypatch.setattr(rows, "measuring", counting)
+    preprocessing = load_backbone("squeezenet1_1", weights="random", image_size=48).preprocessing
+    options = ReadOptions(Sampling(), preprocessing, Window("flow", 3), flow=Flow())
+    encoding = Encoding(lambda _: lambda: np.zeros(1), 8, options, config(), torch.device("cpu"))
+    video = records(find_videos(clips).table)[-1]
+    bench_parts.preparing(sample_of_one(video, encoding, 1))
+    assert next(measured) - 1 == 39  # pairs of 40 frames
+
+
+def test_what_limits_follows_from_the_medians_that_are_shown(clips: Path) -> None:
+    """Not from one of the rounds."""
+    rates = [(9.0, 8.0), (1.0, 8.0), (9.0, 8.0)]
+    rounds = [
+        {"rates": dict(zip(PARTS, (decoding, 7.0, forward, 6.0), strict=True)), "limit": "decoding"}
+        for decoding, forward in rates
+    ]
+    preprocessing = load_backbone("squeezenet1_1", weights="random", image_size=48).preprocessing
+    options = ReadOptions(Sampling(), preprocessing)
+    encoding = Encoding(lambda _: lambda: np.zeros(1), 8, options, {}, torch.device("cpu"))
+    assert bench_extract._summed_up(rounds, encoding)["limit"] == "writing"
+
+
+def test_the_naive_loop_needs_more_than_its_first_batch(clips: Path, tmp_path: Path) -> None:
+    for data, frames in ((clips, 5), (clips / "clip0.mp4", 100)):
+        done = bench(data, "--rounds", 1, "--naive", frames)
+        assert done.exit_code == 2
+        assert "its first batch, which holds all of its 5 frames" in done.stderr
+
+
+def test_a_command_that_still_talks_when_it_is_ended_does_not_wait_for_a_reader() -> None:
+    """More than a terminal holds; after Ctrl-C nobody looks at it any more."""
+    talk = "import signal, sys; signal.signal(15, lambda *_: sys.exit(print('x' * 200_000))); print(1, flush=True)"
+    command = [sys.executable, "-c", f"{talk}; signal.pause()"]
+
+    def read(text: str, seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        late = threading.Timer(20, process.kill)
+        late.start()
+        with pytest.raises(KeyboardInterrupt):
+            _watched(process, process.stdout.fileno(), read)
+        late.cancel()
+        assert process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_where_compiling_pays_the_command_computes_compiled_as_well(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own process would decide for itself, and give other embeddings."""
+    for name in ("COMPILE_SECONDS", "_FORWARDS", "KEPT_GAIN"):
+        monkeypatch.setattr(compiling, name, 0)
+    done = bench(clips, "--rounds", 1, "--precision", "bf16")
+    assert done.exit_code == 0, done.output
+    assert said(done, "Computing").startswith("bf16 on cpu, compiled, batches")
 
 
 def test_bounds_of_a_gpu_are_those_of_its_slowest_stage() -> None:

@@ -181,9 +181,9 @@ def test_the_command_over_several_processes_parses() -> None:
 
 @pytest.mark.parametrize("text", [README, SCHEMA], ids=["README", "data/README"])
 def test_every_option_and_command_that_is_named_exists(text: str) -> None:
-    known = {"--help", "--version", "--nproc-per-node"}.union(
-        *(option_names(command) for command in main.commands.values())
-    )
+    groups = [command for command in main.commands.values() if isinstance(command, click.Group)]
+    commands = [*main.commands.values(), *(each for group in groups for each in group.commands.values())]
+    known = {"--help", "--version", "--nproc-per-node"}.union(*map(option_names, commands))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
     assert set(re.findall(r"`framebank ([a-z-]+)", text)) <= set(main.commands)
 

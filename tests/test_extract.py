@@ -361,3 +361,14 @@ def test_an_empty_bank_is_filled(data: Path, out: Path) -> None:
     assert len(Bank(out)) == 0
     assert extract(data, out).exit_code == 0
     assert len(Bank(out)) == 6
+
+
+def test_a_bank_of_failures_alone_is_begun_again_with_settings_of_its_own(tmp_path: Path) -> None:
+    """Those of the failures' run bind nothing: neither what was asked, nor how it was computed."""
+    (tmp_path / "a.mp4").write_bytes(b"not a film")
+    assert extract(tmp_path, tmp_path / "b.h5", "--batch-size", 3).exit_code == 3
+    make_clip(tmp_path / "b.mp4", frames=4)
+    assert extract(tmp_path, tmp_path / "b.h5", "--fit", "pad").exit_code == 3
+    with Bank(tmp_path / "b.h5") as bank:
+        assert list(bank) == ["b"]
+        assert bank.config["compute"]["batch_size"] == 8

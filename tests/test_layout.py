@@ -17,7 +17,7 @@ import stages
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for folder in ("pipeline", "stages", "tests") for path in (ROOT / folder).rglob("*.py"))
 PACKAGE_FILES = [path for path in FILES if path.parts[len(ROOT.parts)] != "tests"]
-OPTIONS = ("options", "head_options", "finetune_options", "predict_options", "recipe_options")
+OPTIONS = ("options", "head_options", "finetune_options", "predict_options", "recipe_options", "bench_commands")
 ONLY_IN = {  # an outside world -> the files that may know it
     "h5py": {"pipeline/features.py"},
     "av": {"pipeline/frames.py", "pipeline/samples.py", "stages/naive_loop.py"},
@@ -37,7 +37,7 @@ ONLY_IN = {  # an outside world -> the files that may know it
     "jinja2": {"pipeline/pages.py"},
     "markupsafe": {"pipeline/pages.py"},
 }
-PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/demo.py"}
+PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/bench_commands.py", "stages/demo.py"}
 SHARED = (
     *("console", "options", "recipe_options", "predict_options", "head_options"),
     *("summary", "workers", "training_run", "training_words", "finetune_words"),

@@ -109,6 +109,13 @@ def test_a_recipe_goes_through_all_stages_and_leaves_the_network_to_itself(proje
     assert own == [*expected, "--recipe", "its own/mine.toml", "--weights", "random"]
 
 
+def test_bench_takes_no_recipe(project: Path) -> None:
+    done = make(project, "bench", "DATA=films", "RECIPE=lrcn")
+    assert done.returncode == 2
+    assert "bench takes no RECIPE" in done.stderr
+    assert not (project / "calls").exists()
+
+
 def test_variables_come_from_the_command_line_only(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "by accident")
     monkeypatch.setenv("OUT", "by accident")

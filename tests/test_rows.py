@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
@@ -151,6 +152,19 @@ def test_windows_are_of_sampled_frames(clip):
     assert [each.frames for each in made] == [(0, 3), (3, 6)]
     expected = reference(clip, Window("clip", 2, 1), [PLAIN], [0, 3, 6])
     assert torch.equal(torch.stack([each.inputs for each in made]), expected)
+
+
+def test_frames_without_planes_are_put_together_on_the_device_as_well(clip, tmp_path):
+    """A window may hold frames that come as planes beside others; meta stands for a device that is not the CPU."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, image in enumerate(plain(clip)):
+        Image.fromarray(image).save(images / f"{number}.png")
+    options = ReadOptions(Sampling(), PREPROCESSING, Window("clip", 4, 2), device=torch.device("meta"))
+    for video in (row("a", path=str(clip), fps=nan), row("b", path=str(images), kind="images", fps=nan)):
+        inputs = [each.inputs for each in read_rows(video, options, Decoded())]
+        assert [each.device.type for each in inputs] == ["meta"] * len(inputs)
+        assert inputs[0].shape == (1, 3, 4, 16, 16)
 
 
 def test_the_motion_between_two_frames_is_measured_once(clip, monkeypatch):

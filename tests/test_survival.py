@@ -39,7 +39,10 @@ def same_banks(one: Path, other: Path) -> None:
         assert first.verify() == second.verify() == []
 
 
-def test_killed_twenty_times_and_resumed_the_bank_equals_an_undisturbed_one(tmp_path: Path, out: Path) -> None:
+@pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_many_times_and_resumed_the_bank_equals_an_undisturbed_one(
+    tmp_path: Path, out: Path, times: int
+) -> None:
     data = tmp_path / "data"
     for number in range(40):
         make_clip(data / f"class{number % 4}" / f"clip{number:02}.mp4", frames=30 + number, size=(128, 96))
@@ -50,7 +53,7 @@ def test_killed_twenty_times_and_resumed_the_bank_equals_an_undisturbed_one(tmp_
 
     randomly = random.Random(1)
     kills, midway, banked = 0, 0, 0
-    while kills < 20:
+    while kills < times:
         process = runs.start(*asked(data, out))
         if kills % 2:  # while it starts, or between parts: once there is news
             parts = len(banks.sealed_parts(out))
@@ -69,7 +72,7 @@ def test_killed_twenty_times_and_resumed_the_bank_equals_an_undisturbed_one(tmp_
             assert bank.verify() == []
             midway += banked < len(bank) < 40
             banked = len(bank)
-        if banked == 40:  # done before 20 kills: begin again
+        if banked == 40:  # done before that: begin again
             shutil.rmtree(banks.parts_folder(out), ignore_errors=True)
             out.unlink()
             banked = 0

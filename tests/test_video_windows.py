@@ -19,7 +19,7 @@ from pipeline.sequences import Sequences
 from pipeline.video_frames import frame_sequences
 from pipeline.windows import FRAME, Window
 from tests.clips import make_clip
-from tests.test_rows import PREPROCESSING, WINDOWS, as_features, bank_rows, flow_for, job, options_of, reference
+from tests.test_rows import PREPROCESSING, WINDOWS, bank_rows, flow_for, job, options_of, reference
 
 LONG = 14
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -46,6 +46,11 @@ def sequences_of(window: Window, bank: Bank, jobs: list[dict[str, Any]], **optio
     return frame_sequences(bank, pd.DataFrame(jobs), PREPROCESSING, window=window, flow=flow_for(window), **options)
 
 
+def flat(inputs: torch.Tensor) -> np.ndarray:
+    """Rows as the network of `bank_rows` embeds them: (N, …) uint8 -> (N, D) float32."""
+    return inputs.flatten(1).float().numpy()
+
+
 def test_rows_are_what_the_network_saw(banked, jobs):
     window, bank = banked
     sequences = sequences_of(window, bank, jobs)
@@ -53,10 +58,10 @@ def test_rows_are_what_the_network_saw(banked, jobs):
     for position, each in enumerate(jobs):
         inputs = sequences.read(position)
         assert inputs.dtype == torch.uint8
-        assert np.array_equal(as_features(inputs), bank[each["id"]])
+        assert np.array_equal(flat(inputs), bank[each["id"]])
     several = sequences.batch(np.array([2, 0, 1])).packed.data
     assert np.array_equal(
-        np.sort(as_features(several), axis=0), np.sort(np.concatenate([bank[each["id"]] for each in jobs]), axis=0)
+        np.sort(flat(several), axis=0), np.sort(np.concatenate([bank[each["id"]] for each in jobs]), axis=0)
     )
 
 
@@ -88,7 +93,7 @@ def test_a_long_video_in_pieces_is_decoded_once_and_each_frame_prepared_once(ban
     piece = reading(sequences, 0, np.arange(len(whole)))
     for start in range(0, len(whole), at_once):
         first, last = max(0, start - back), min(start + at_once, len(whole))
-        assert np.array_equal(as_features(piece(first, last)), whole[first:last])
+        assert np.array_equal(flat(piece(first, last)), whole[first:last])
     assert work == {"opened": ["long"], "prepared": list(range(LONG))}
 
 
@@ -99,7 +104,7 @@ def test_whatever_rows_are_read_after_whatever(banked, jobs):
     for _ in range(30):
         chosen = np.sort(generator.integers(0, len(whole), generator.integers(1, 6)))  # the same one again, too
         packed = sequences.batch(np.array([0]), [chosen]).packed
-        assert np.array_equal(as_features(packed.data), whole[chosen])
+        assert np.array_equal(flat(packed.data), whole[chosen])
         both = sequences.batch(np.array([0, 2]), [chosen, np.array([0, 0])]).packed.data  # decoded side by side
         assert len(both) == len(chosen) + 2
 
@@ -116,7 +121,7 @@ def test_augmented_rows_are_drawn_alike(banked, jobs):
     window, bank = banked
     augmentation = Augmentation(("crop", "flip", "jitter"), 2)
     sequences = sequences_of(window, bank, jobs, augmentation=augmentation)
-    assert np.array_equal(as_features(sequences.read(0)), bank["long"])
+    assert np.array_equal(flat(sequences.read(0)), bank["long"])
     for epoch in (1, 2, 3):
         expected = reference(Path(jobs[0]["path"]), window, [draw(augmentation, epoch, "long")])[:, 0]
         assert torch.equal(sequences.in_epoch(epoch).read(0), expected)
