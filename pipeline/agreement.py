@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from uuid import uuid4
 
 from distributed.scheduler import KilledWorker
 
-from pipeline.cluster import Cluster, names
+from pipeline.cluster import Cluster, names, silent
 from pipeline.errors import UserError
 
 _SAME = ("framebank", "torch", "torchvision", "av", "numpy")  # what makes the numbers, or reads what others wrote
+_ANSWER_SECONDS = 120.0  # a worker that has not loaded torch yet does so for the first question
 
 
 def check_software(cluster: Cluster) -> None:
@@ -85,7 +87,7 @@ def check_storage(cluster: Cluster, folder: Path, files: Iterable[Path]) -> None
     Args:
         cluster: the cluster.
         folder: where the bank is to be; it is made.
-        files: some files, absolute paths, that the workers are to read.
+        files: some files and folders, absolute paths, that the workers are to read.
 
     Raises:
         UserError: one of them does not, naming the worker and the path.
@@ -109,7 +111,7 @@ def check_storage(cluster: Cluster, folder: Path, files: Iterable[Path]) -> None
     finally:
         for file in folder.glob(f"{mine.name}*"):
             file.unlink()
-    sizes = {str(file): file.stat().st_size for file in files if file.is_file()}
+    sizes = {str(file): file.stat().st_size if file.is_file() else None for file in files if file.exists()}
     for worker, missing in _answers(cluster, _unseen, sizes).items():
         if missing:
             raise UserError(
@@ -133,11 +135,13 @@ def _reply(folder: str, token: str) -> str:
     return str(reply)
 
 
-def _unseen(sizes: Mapping[str, int]) -> str:
-    """On a worker: the first file that is not there, or is another one by its size in bytes; "" where all are there."""
+def _unseen(sizes: Mapping[str, int | None]) -> str:
+    """On a worker: the first file or folder (None) that is not there, or is another file by its size in bytes; "" where
+    all are there."""
     for path, size in sizes.items():
         try:
-            if Path(path).stat().st_size != size:
+            found = Path(path).stat().st_size
+            if size is not None and found != size:
                 return f"the same {path} (its size differs)"
         except OSError as error:
             return f"{path} ({error.strerror})"
@@ -176,12 +180,25 @@ def _answers(cluster: Cluster, function: Callable[..., Any], *arguments: Any) ->
 
 
 def _asked(cluster: Cluster, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """What a function returns, or raises, on each worker, by the worker's name."""
+    """What a function returns, or raises, on each worker, by the worker's name; those that die meanwhile are left out.
+
+    Raises:
+        UserError: not all that live answer in time, or nobody does, or the scheduler is gone.
+    """
     called = names(cluster)
+    asking = partial(cluster.client._run, function, *arguments, on_error="return")
     try:
-        found = cluster.client.run(function, *arguments, on_error="return")
+        found = cluster.client.sync(asking, callback_timeout=_ANSWER_SECONDS)
+    except TimeoutError as error:
+        raise UserError(
+            f"Not every worker answers within {_ANSWER_SECONDS:g} s; {silent(cluster)} has been silent for the "
+            "longest. End it, or start it anew."
+        ) from error
     except OSError as error:
         raise _gone(cluster, error) from error
+    found = {address: answer for address, answer in found.items() if not isinstance(answer, OSError)}
+    if not found:
+        raise UserError(f"No worker of {cluster.address} answers any more. Nothing was begun; run the command again.")
     return {called.get(address, f"worker {address}"): answer for address, answer in found.items()}
 
 

@@ -8,14 +8,17 @@ import importlib
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import dask
@@ -23,15 +26,19 @@ from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
+from distributed.core import Status
 from distributed.gc import disable_gc_diagnosis
+from distributed.utils import silence_logging_cmgr
 
 from pipeline.errors import UserError
 
 _CONNECT_SECONDS = 10
 _JOIN_SECONDS = 30  # for the first worker of a cluster that is there
 _START_SECONDS = 300  # for workers of our own: a cold disk takes long to read torch
+_POLL_SECONDS = 0.1
 _DASHBOARD_PORT = 8787  # or another where that one is taken
 _PRELOAD = "pipeline.worker"  # loads torch and all that reads videos
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 _SETTINGS = {
     # Work is one long task on each worker, and what it holds is bounded: a worker that pauses would never go on.
     "distributed.worker.memory.target": False,
@@ -52,6 +59,7 @@ class Cluster:
         started: how many workers were started on this machine; 0 where the cluster was joined.
         device: what the workers are to compute on, for `pipeline.encoder.choose_device` on each of them.
         dashboard: the address of Dask's dashboard, "" where there is none.
+        lost: how many of those that were started died before they were up: they do not come again.
     """
 
     client: Client
@@ -59,6 +67,7 @@ class Cluster:
     started: int
     device: str
     dashboard: str
+    lost: Callable[[], int] = lambda: 0
 
 
 @contextmanager
@@ -82,21 +91,49 @@ def started(workers: int, device: str = "auto") -> Iterator[Cluster]:
         "silence_logs": logging.CRITICAL,  # what becomes of workers is said by `pipeline.spreading`
     }
     with dask.config.set(_SETTINGS), ExitStack() as stack:
-        if workers <= len(gpus) and importlib.util.find_spec("dask_cuda"):
+        for number in _STOPS:
+            stack.callback(signal.signal, number, signal.getsignal(number))  # `_end_at_once` may change it
+        plain = workers > len(gpus) or not importlib.util.find_spec("dask_cuda")
+        if plain:
+            local = stack.enter_context(_Local(gpus, n_workers=0, **options))
+        else:
             cuda = importlib.import_module("dask_cuda")
             local = stack.enter_context(cuda.LocalCUDACluster(gpus, workers, **options))
-        else:
-            local = stack.enter_context(_Local(gpus, n_workers=0, **options))
+        # By its address: a client of the cluster itself would wait for the workers.
+        address = local.scheduler_address
+        client = stack.enter_context(closing(Client(address)))
+        stack.push(_end_at_once(local))
+        if plain:
             # Ctrl-C reaches every process of a terminal, and workers are asked by the client to stop. They are born
             # with these signals blocked, as the thread is that starts them (starting the tracker unblocks them).
             resource_tracker.ensure_running()
             disable_gc_diagnosis()  # its callback is where Python drops a KeyboardInterrupt
-            local.loop.add_callback(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            local.loop.add_callback(signal.pthread_sigmask, signal.SIG_BLOCK, set(_STOPS))
             local.scale(workers)
-        # By its address: a client of the cluster itself would wait for the workers.
-        address = local.scheduler_address
-        client = stack.enter_context(closing(Client(address)))
-        yield Cluster(client, address, workers, "cuda" if device.startswith("cuda") else device, local.dashboard_link)
+        device = "cuda" if device.startswith("cuda") else device
+        yield Cluster(client, address, workers, device, local.dashboard_link, lambda: _lost(local))
+
+
+def _lost(local: LocalCluster) -> int:
+    return sum(nanny.status == Status.failed for nanny in list(local._created))
+
+
+def _end_at_once(local: LocalCluster) -> Callable[..., None]:
+    """What leaving the context of a cluster begins with: its workers are killed, where an error ends it.
+
+    From then on nothing interrupts the rest: the workers hear no signal, and would keep this process waiting for ever.
+    """
+
+    def leave(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number in _STOPS:
+            signal.signal(number, signal.SIG_IGN)
+        if error is not None:
+            for nanny in list(local._created):  # also those that are not up yet
+                nanny.close_gracefully()  # which starts no other
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    return leave
 
 
 def _free_port() -> int:
@@ -174,16 +211,16 @@ def joined(address: str | None = None, scheduler_file: Path | None = None, devic
         raise UserError(
             f"{address!r} is no scheduler's address ({error}). It is of the form tcp://host:8786."
         ) from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # we say ourselves when the scheduler is lost
-    try:
-        client = Client(address, timeout=_CONNECT_SECONDS)
-    except (OSError, ImportError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(
-            f"No Dask scheduler answers at {address} within {_CONNECT_SECONDS} s ({reason}). Is it running, and is its "
-            "port open to this machine?"
-        ) from error
-    with closing(client):
+    with ExitStack() as stack:
+        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # we say ourselves when the scheduler is lost
+        try:
+            client = stack.enter_context(closing(Client(address, timeout=_CONNECT_SECONDS)))
+        except (OSError, ImportError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"No Dask scheduler answers at {address} within {_CONNECT_SECONDS} s ({reason}). Is it running, and is "
+                "its port open to this machine?"
+            ) from error
         dashboard = client.dashboard_link if "dashboard" in _identity(client)["services"] else ""
         yield Cluster(client, address, 0, device, dashboard)
 
@@ -206,23 +243,32 @@ def await_workers(cluster: Cluster) -> None:
         UserError: they are not, after a time.
     """
     wanted, seconds = (cluster.started, _START_SECONDS) if cluster.started else (1, _JOIN_SECONDS)
-    try:
-        cluster.client.wait_for_workers(wanted, timeout=seconds)
-    except TimeoutError as error:
-        if cluster.started:
-            ready = len(names(cluster))
+    deadline = time.monotonic() + seconds
+    while (ready := len(names(cluster))) < wanted:
+        if lost := cluster.lost():
+            raise UserError(
+                f"{lost} of {wanted} worker processes died while they started: killed or out of memory. Give fewer "
+                "--workers."
+            )
+        if time.monotonic() > deadline:
             raise UserError(
                 f"Only {ready} of {wanted} worker processes started within {seconds} s; give fewer --workers."
-            ) from error
-        raise UserError(
-            f"No worker has joined the scheduler at {cluster.address} within {seconds} s. Start some: dask worker "
-            f"{cluster.address}"
-        ) from error
+                if cluster.started
+                else f"No worker has joined the scheduler at {cluster.address} within {seconds} s. Start some: dask "
+                f"worker {cluster.address}"
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 def names(cluster: Cluster) -> dict[str, str]:
     """What the workers are called, by their addresses: "worker 0", or "worker tcp://10.0.0.7:40123" without a name."""
     return {address: f"worker {info['name']}" for address, info in _workers(cluster).items()}
+
+
+def silent(cluster: Cluster) -> str:
+    """What the worker is called that was not heard of for the longest."""
+    workers = _workers(cluster)
+    return names(cluster)[min(workers, key=lambda address: workers[address]["last_seen"])]
 
 
 def hosts(cluster: Cluster) -> int:

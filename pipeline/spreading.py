@@ -36,6 +36,7 @@ _NOBODY_SECONDS = 600.0  # without any worker
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 0.25
 _FETCH_SECONDS = 30.0
+_TELL_SECONDS = 5.0  # for a message to all workers; a dead one, which the scheduler has not missed yet, takes none
 _DAWDLING_SECONDS = 20.0  # pieces shorter than this never straggle
 _SAFE = "Everything sealed before is safe; run the same command again to go on."
 
@@ -111,9 +112,9 @@ def spread(
                     run.give()
                 elif not told:
                     told = True
-                    run.stop_all()
                     if run.error is None:
                         on_note(STOPPING)
+                    run.stop_all()
                 run.count()
                 on_progress(progress)
                 run.news.wait(_TICK_SECONDS)
@@ -441,13 +442,19 @@ class _Run:
     def stop_all(self) -> None:
         """Ask the workers that have pieces to seal what is finished."""
         addresses = [piece.address for piece in self.running.values()]
+
+        def tell() -> None:
+            with suppress(OSError, TimeoutError, RuntimeError, ValueError, CancelledError):
+                self.client.run(stop_run, self.work.run, workers=addresses, wait=False, on_error="ignore")
+
         if addresses:
-            with _lost_scheduler():
-                self.client.run(stop_run, self.work.run, workers=addresses, wait=False)
+            thread = threading.Thread(target=tell, daemon=True)
+            thread.start()
+            thread.join(_TELL_SECONDS)
 
     def close(self) -> None:
         """Leave nothing behind that works for nobody."""
         if self.client.status == "running":  # else it would wait for a scheduler that is gone
-            with suppress(UserError, OSError):
-                self.stop_all()
+            self.stop_all()
+            with suppress(OSError):
                 self.client.unsubscribe_topic(TOPIC)

@@ -105,10 +105,10 @@ def run_piece(work: Work, number: int, rows: Sequence[Mapping[str, Any]]) -> dic
     """
     with _one_at_a_time:
         worker, progress, stop = get_worker(), Progress(), threading.Event()
-        begun = time.monotonic()
-        reported = begun - _REPORT_SECONDS
         encoding = replace(_agreeing(work), recorded=dict(work.recorded))
         writer = _writer_of(work)
+        begun = time.monotonic()  # loading the network says nothing of the pace
+        reported = begun - _REPORT_SECONDS
 
         def sealed(videos: int, failures: int, rows: int) -> None:
             progress.videos_sealed += videos
@@ -188,8 +188,9 @@ def _encoding(work: Work) -> Encoding:
         UserError: it cannot be, or it would make other embeddings than those of the bank.
     """
     global _network
-    recipe, batch_size = work.recorded["recipe"], work.recorded["compute"]["batch_size"]
-    deciding = (work.network, work.options, recipe, work.device)
+    recipe, compute = work.recorded["recipe"], work.recorded["compute"]
+    batch_size, begun_compiled = compute["batch_size"], compute.get("compiled", False)
+    deciding = (work.network, work.options, recipe, work.device, begun_compiled)
     if _network is not None and _network[0] == deciding and batch_size in (None, _network[1].batch_size):
         return _network[1]
     _network = None  # before the next is loaded, so that there is room
@@ -200,9 +201,7 @@ def _encoding(work: Work) -> Encoding:
         raise UserError(f"{_here()} would make other embeddings than the bank's: {what}; mend that or leave it out.")
     device = torch.device(work.device)
     reasons: list[str] = []
-    compiling = Compiling(
-        0, 1, work.recorded["compute"].get("compiled", False), reasons.append
-    )  # as the bank was begun
+    compiling = Compiling(0, 1, begun_compiled, reasons.append)  # as the bank was begun
     encoding = make_encoding(backbone, own, work.options, device, batch_size, work.recorded["data"], compiling)
     if reasons:
         raise UserError(f"{_here()}: {reasons[0]} Leave this worker out.")

@@ -64,3 +64,15 @@ def data(tmp_path: Path) -> Path:
 def out(tmp_path: Path) -> Path:
     """Where a bank may go."""
     return tmp_path / "bank.h5"
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """48 short clips, and the bank that one process makes of them: both to be read alone."""
+    from tests.clips import make_clip
+    from tests.clusters import alone
+
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(48):
+        make_clip(folder / "data" / f"clip{number:02}.mp4", frames=80 + number % 5, size=(64, 48))
+    return folder / "data", alone(folder / "data", folder / "alone.h5")

@@ -1,18 +1,22 @@
 """Starting and joining a Dask cluster: real schedulers and workers in processes of their own, sharing only a folder."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from PIL import Image
 
+from pipeline import agreement
 from pipeline import cluster as clusters
 from pipeline.bank import Bank
 from pipeline.cluster import await_workers, hosts, joined, names, started
@@ -120,14 +124,60 @@ def test_a_bank_that_is_not_on_shared_storage_is_refused(
 
 
 @pytest.mark.skipif(not PROC.exists(), reason="needs /proc, where one path is another folder in each process")
+@pytest.mark.parametrize("kind", ["data", "images"])
 def test_videos_that_a_worker_does_not_see_are_refused(
-    data: Path, out: Path, far: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, data: Path, out: Path, far: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(data.parent)
-    result = extract(PROC / "data", out, "--scheduler-file", far)
+    for number in range(3):
+        file = data.parent / "images" / "one" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(file)
+    result = extract(PROC / kind, out, "--scheduler-file", far)
     assert result.exit_code == 2
-    assert f"worker far does not see {PROC}/data/" in result.stderr
+    assert f"worker far does not see {PROC}/{kind}/" in result.stderr
     assert not out.exists()
+
+
+def test_a_worker_that_does_not_answer_is_named(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "_ANSWER_SECONDS", 1.0)
+    with joined(scheduler_file=far) as cluster:
+        [process] = cluster.client.run(os.getpid).values()
+        os.kill(process, signal.SIGSTOP)
+        try:
+            with pytest.raises(UserError, match=r"Not every worker answers within 1 s; worker far has been silent"):
+                agreement.agreed_computing(cluster, "auto", None)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert agreement.agreed_computing(cluster, "fp32", None) == ("cpu", "fp32")
+
+
+LOSING = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import agreement, cluster
+from pipeline.errors import UserError
+with cluster.joined(scheduler_file=Path(sys.argv[1])) as there:
+    cluster.await_workers(there)
+    server = there.client.run_on_scheduler(os.getpid)
+    for lose in (lambda: agreement._asked(there, os._exit, 1), lambda: os.kill(server, signal.SIGKILL)):
+        try:
+            lose()
+            agreement.check_software(there)
+        except UserError as error:
+            print(error)
+"""
+
+
+def test_workers_and_then_the_scheduler_lost_while_it_checks_are_a_line_each(tmp_path: Path) -> None:
+    with scheduler_at(tmp_path) as file, worker_of(file, tmp_path / "w"):
+        done = subprocess.run(
+            [sys.executable, "-c", LOSING, str(file)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert first.endswith("answers any more. Nothing was begun; run the command again.")
+    assert "is gone" in second or "does not answer any more" in second
 
 
 def test_another_version_on_a_worker_is_refused(data: Path, out: Path, tmp_path: Path) -> None:
@@ -234,6 +284,35 @@ def test_workers_of_this_machine_share_its_cores_and_outlive_ctrl_c() -> None:
         assert list(cluster.client.run(os.getpid).values()) == [process]
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+def test_a_worker_that_dies_while_it_starts_is_not_waited_for() -> None:
+    with started(1, "cpu") as cluster:
+        while not (born := multiprocessing.active_children()):
+            time.sleep(0.02)
+        born[0].kill()
+        with pytest.raises(UserError, match="1 of 1 worker processes died while they started"):
+            await_workers(cluster)
+
+
+def test_two_ctrl_c_while_workers_start_end_them_all(data: Path, out: Path) -> None:
+    command = [sys.executable, "-m", "stages.cli", "extract", str(data), "--out", str(out), *SETTINGS, "--workers", "1"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        while not any("spawn_main" in str(child.cmdline()) for child in psutil.Process(process.pid).children()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.3)
+        output, _ = process.communicate(timeout=30)  # until nobody has its output open
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert output == "Interrupted.\n"
+    assert process.returncode in (130, -signal.SIGINT)  # the second where the interpreter was ending already
 
 
 @pytest.mark.slow

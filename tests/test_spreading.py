@@ -17,8 +17,9 @@ from pipeline import bank as banks
 from pipeline import spreading
 from pipeline.bank import Bank
 from pipeline.errors import UserError
+from pipeline.worker import Work, loaded_compute
 from tests.clips import make_clip
-from tests.clusters import Awkward, alone, cluster, spread_over
+from tests.clusters import NETWORK, Awkward, alone, cluster, recorded, spread_over
 from tests.test_survival import same_banks
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -58,8 +59,8 @@ def pid_of(client: Client, address: str) -> int:
     return int(client.run(os.getpid, workers=[address])[address])
 
 
-def test_a_worker_killed_midway_costs_nothing(client: Client, tmp_path: Path, out: Path) -> None:
-    data = clips(tmp_path / "data", 60, frames=40)
+def test_a_worker_killed_midway_costs_nothing(client: Client, many: tuple[Path, Path], out: Path) -> None:
+    data, expected = many
     first = next(iter(client.scheduler_info()["workers"]))
     process, killed = pid_of(client, first), threading.Event()
 
@@ -72,13 +73,13 @@ def test_a_worker_killed_midway_costs_nothing(client: Client, tmp_path: Path, ou
     assert killed.is_set()
     assert not watched.interrupted
     assert any("died" in note and "given out again" in note for note in watched.notes)
-    assert (watched.progress.videos_sealed, watched.progress.failures) == (60, 0)
-    assert watched.progress.rows_sealed == sum(40 + number % 5 for number in range(60))
+    assert (watched.progress.videos_sealed, watched.progress.failures) == (48, 0)
+    assert watched.progress.rows_sealed == sum(80 + number % 5 for number in range(48))
     assert watched.progress.frames >= 0.8 * watched.progress.rows_sealed
     assert sum(watched.progress.time.values()) == pytest.approx(1, abs=0.02)
     assert sum(state.deaths for state in watched.states.values()) == 1
     assert all(state.frames_per_second > 0 for state in watched.states.values() if state.frames)
-    equal(out, alone(data, tmp_path / "alone.h5"))
+    equal(out, expected)
 
 
 @pytest.mark.parametrize(("good", "poison"), [(15, 1), pytest.param(61, 3, marks=pytest.mark.slow)])
@@ -109,8 +110,11 @@ def test_a_video_of_which_no_frame_comes_is_given_up(client: Client, tmp_path: P
     assert watched.progress.failures == 1
 
 
-def test_a_worker_that_hangs_as_a_whole_is_ended(client: Client, tmp_path: Path, out: Path) -> None:
-    data = clips(tmp_path / "data", 40, frames=40)
+def test_a_worker_that_hangs_as_a_whole_is_ended(
+    client: Client, many: tuple[Path, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, expected = many
+    monkeypatch.setattr(spreading, "_HEARTBEATS_SECONDS", 4.0)  # where there are few workers, one comes each second
     address = next(iter(client.scheduler_info()["workers"]))
     process, stopped = pid_of(client, address), threading.Event()
 
@@ -119,23 +123,26 @@ def test_a_worker_that_hangs_as_a_whole_is_ended(client: Client, tmp_path: Path,
             stopped.set()
             os.kill(process, signal.SIGSTOP)
 
-    watched = spread_over(client, data, out, stop, stall_limit=10.0)
+    watched = spread_over(client, data, out, stop, stall_limit=4.0)
     assert stopped.is_set()
-    assert any("was silent for 10 s" in note for note in watched.notes)
-    equal(out, alone(data, tmp_path / "alone.h5"))
+    assert any("was silent for 4 s" in note for note in watched.notes)
+    equal(out, expected)
     deadline = time.monotonic() + 30
     while Path(f"/proc/{process}").exists():  # its nanny has ended it
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_an_interruption_seals_what_is_done(client: Client, tmp_path: Path, out: Path) -> None:
-    data = clips(tmp_path / "data", 40, frames=150)
-    asked = threading.Event()
+def test_an_interruption_seals_what_is_done_though_a_worker_has_just_died(
+    client: Client, many: tuple[Path, Path], out: Path
+) -> None:
+    data, expected = many
+    process, asked = pid_of(client, next(iter(client.scheduler_info()["workers"]))), threading.Event()
 
     def interrupt(progress: Any) -> None:
         if progress.videos_sealed and not asked.is_set():
             asked.set()
+            os.kill(process, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGINT)
 
     watched = spread_over(client, data, out, interrupt)
@@ -143,9 +150,9 @@ def test_an_interruption_seals_what_is_done(client: Client, tmp_path: Path, out:
     assert any(note.startswith("Stopping") for note in watched.notes)
     with Bank(out) as bank:
         done = len(bank)
-        assert 0 < done == watched.progress.videos_sealed < 40
+        assert 0 < done == watched.progress.videos_sealed < 48
     assert not spread_over(client, data, out).interrupted
-    equal(out, alone(data, tmp_path / "alone.h5"))
+    equal(out, expected)
 
 
 def limit_files(size: int) -> None:
@@ -180,6 +187,26 @@ def test_another_network_on_the_workers_is_refused(client: Client, tmp_path: Pat
             client, data, out, network={"name": "squeezenet1_1", "weights": "random", "image_size": 48, "seed": 1}
         )
     assert banks.sealed_parts(out) == []
+
+
+def lack_compiler(folder: Path) -> None:
+    os.environ |= {"PATH": "", "TORCHINDUCTOR_CACHE_DIR": str(folder)}
+
+
+def test_a_bank_begun_compiled_is_not_gone_on_with_by_a_network_loaded_before(
+    client: Client, tmp_path: Path, out: Path
+) -> None:
+    encoding, address = recorded(), next(iter(client.scheduler_info()["workers"]))
+    client.run(lack_compiler, tmp_path)
+
+    def loaded(compute: dict[str, Any]) -> Any:
+        work = Work(out, NETWORK, encoding.options, encoding.recorded | {"compute": compute}, "cpu", 60.0)
+        return client.submit(loaded_compute, work, workers=[address], pure=False).result(timeout=120)
+
+    plain = encoding.recorded["compute"]
+    assert loaded(plain) == plain
+    with pytest.raises(UserError, match=r"The network runs uncompiled .* Leave this worker out"):
+        loaded(plain | {"compiled": True})
 
 
 @pytest.mark.slow
