@@ -110,6 +110,7 @@ def test_a_video_of_which_no_frame_comes_is_given_up(client: Client, tmp_path: P
     assert watched.progress.failures == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_as_a_whole_is_ended(
     client: Client, many: tuple[Path, Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
