@@ -298,7 +298,13 @@ def test_a_worker_that_dies_while_it_starts_is_not_waited_for() -> None:
 def test_two_ctrl_c_while_workers_start_end_them_all(data: Path, out: Path) -> None:
     command = [sys.executable, "-m", "stages.cli", "extract", str(data), "--out", str(out), *SETTINGS, "--workers", "1"]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     try:
         while not any("spawn_main" in str(child.cmdline()) for child in psutil.Process(process.pid).children()):
