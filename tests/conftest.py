@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,3 +77,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for number in range(48):
         make_clip(folder / "data" / f"clip{number:02}.mp4", frames=80 + number % 5, size=(64, 48))
     return folder / "data", alone(folder / "data", folder / "alone.h5")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; the test skips, and says so, where there is none."""
+    from tests.browser import chromium
+
+    with chromium() as found:
+        yield found

@@ -1,7 +1,6 @@
 """The page of real banks in a real browser: the map by pointer and by keyboard, neighbours, copies, and odd banks."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from pipeline.bank import Bank
 from pipeline.errors import UserError
 from stages.explore import ExploreConfig, run
 from tests.banks import bank_of, embeddings, fill
-from tests.browser import WIDTHS, chromium, findings, opened
+from tests.browser import WIDTHS, findings, opened
 from tests.clips import make_clip
 from tests.commands import extract, framebank
 
@@ -54,12 +53,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert framebank("explore", folder / "bank.h5").exit_code == 0
     torch.set_num_threads(threads)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 def chosen(page: Any) -> str:

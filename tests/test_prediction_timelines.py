@@ -1,7 +1,6 @@
 """predict --timeline: the numbers are those of the prediction and of its frames, as JSON, on a page and in a figure."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from PIL import Image
 from pipeline import figures
 from pipeline.errors import UserError
 from stages.timelines import check
-from tests.browser import chromium, findings, opened
+from tests.browser import findings, opened
 from tests.clips import make_clip
 from tests.commands import extract, framebank
 
@@ -64,12 +63,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clip(folder / "later" / f"{name}.mp4", 5, seed)
     torch.set_num_threads(threads)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from pipeline.errors import UserError
 from stages.report import ReportConfig, run
-from tests.browser import WIDTHS, chromium, findings, opened
+from tests.browser import WIDTHS, findings, opened
 from tests.clips import make_clip
 from tests.commands import extract, framebank
 
@@ -58,12 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert framebank("report", folder / name).exit_code == 0
     torch.set_num_threads(threads)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 def cell_of(page: Any, row: int, column: int) -> Any:
