@@ -3,12 +3,13 @@
 The work runs in lanes: threads that each take the next video, decode and preprocess it, fill a batch of one constant
 shape across videos, run the backbone on it and give each row to its video. A row of K views takes K places, which may
 lie in two batches. On a CPU every lane computes with its own share of the cores, because forwards of one thread side by
-side beat one forward of many threads beside a decoder. On a GPU a lane submits its batch, decodes into another one
-meanwhile, and takes the embeddings of the first when that is full. PyAV, torchvision and torch release the GIL while
-they work.
+side beat one forward of many threads beside a decoder; it decodes several batches before it embeds them one by one,
+since decoder and network each find the caches full of the other's data when they change. On a GPU a lane submits its
+batch, decodes into another one meanwhile, and takes the embeddings of the first when that is full. PyAV, torchvision
+and torch release the GIL while they work.
 
-Memory is bounded by a batch per lane, two on a GPU, and by what `pipeline.sealing` keeps back, never by the length of a
-video.
+Memory is bounded by 32 MiB or one batch per lane, two batches on a GPU, and by what `pipeline.sealing` keeps back,
+never by the length of a video.
 """
 
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +37,7 @@ from pipeline.views import described
 
 CPU = torch.device("cpu")
 _SHOW_SECONDS = 0.25
+_STAGED_BYTES = 32 << 20  # rows that a lane prepares on a CPU before it embeds them
 
 
 @dataclass
@@ -73,12 +76,20 @@ class _Video:
 
 
 class _Lane:
-    """One thread's share of the work: its batch, and the videos that have rows in it."""
+    """One thread's share of the work: its batches, and the videos that have rows in them."""
 
     def __init__(
-        self, options: ReadOptions, encode: Encode, buffers: Sequence[Tensor], writer: PartWriter, progress: Progress
+        self,
+        options: ReadOptions,
+        encode: Encode,
+        batch_size: int,
+        buffers: Sequence[Tensor],
+        writer: PartWriter,
+        progress: Progress,
+        stop: threading.Event,
     ) -> None:
         self.buffers = deque(buffers)  # the first is being filled; the others are those of batches under way
+        self.batch_size, self.stop = batch_size, stop
         self.owners: list[_Video] = []  # of its filled places
         self.under_way: deque[tuple[Callable[[], np.ndarray], list[_Video]]] = deque()
         self.spent = Spent()
@@ -86,18 +97,18 @@ class _Lane:
         self.views = len(options.draws(""))
         self.options, self.encode, self.writer, self.progress = options, encode, writer, progress
 
-    def run(self, rows: Iterator[Mapping[str, Any]], stop: threading.Event) -> None:
+    def run(self, rows: Iterator[Mapping[str, Any]]) -> None:
         """Embed videos until there are no more, or until asked to stop: then what is in flight is dropped."""
         videos: dict[int, _Video] = {}
         try:
             for row in rows:
                 video = _Video(row, self.open(row))
                 videos = {key: old for key, old in videos.items() if not old.ended} | {id(video): video}
-                self.read(video, stop)
-                if stop.is_set():
+                self.read(video)
+                if self.stop.is_set():
                     return
             if self.owners:
-                self.flush()  # the last batch is filled up with leftovers, so that its shape is the same
+                self.flush()
             while self.under_way:
                 self.take()
         finally:
@@ -110,15 +121,15 @@ class _Lane:
         """Where the rows of a video go, beside what its views show."""
         return self.writer.open(row, described(self.options.draws(row["id"])) if self.options.views else None)
 
-    def read(self, video: _Video, stop: threading.Event) -> None:
-        """Decode one video into the batch, embedding whenever it is full."""
+    def read(self, video: _Video) -> None:
+        """Decode one video into the buffer, embedding whenever it is full."""
         decoded = Decoded()
         self.now = (video.row, time.monotonic())
         try:
             with closing(read_rows(video.row, self.options, decoded, self.spent)) as rows:
                 for row in rows:
                     self.now = (video.row, time.monotonic())
-                    if stop.is_set() or video.ended:
+                    if self.stop.is_set() or video.ended:
                         return
                     if self.options.window.kind == "clip":
                         video.padded = len(row.frames) - len(set(row.frames))
@@ -134,7 +145,7 @@ class _Lane:
         self.finish_if_complete(video)
 
     def fill(self, video: _Video, row: Row) -> None:
-        """Put a row into the batch, one place for each view."""
+        """Put a row into the buffer, one place for each view."""
         video.waiting.append((row.seconds, row.frames))
         for inputs in row.inputs:
             self.buffers[0][len(self.owners)] = inputs
@@ -143,16 +154,22 @@ class _Lane:
                 self.flush()
 
     def flush(self) -> None:
-        """Submit the batch, and take the results of an earlier one where there is no other buffer to fill.
+        """Submit what was filled, batch by batch, and take earlier results where there is no other buffer to fill.
 
-        Places past the filled ones are leftovers that nobody reads.
+        Places past the filled ones are leftovers that nobody reads: the shape of the last batch is the same.
         """
-        with self.spent.on("forward"):
-            self.under_way.append((self.encode(self.buffers[0]), self.owners))
-        self.owners = []
+        buffer, owners, self.owners = self.buffers[0], self.owners, []
         self.buffers.rotate(-1)
-        if len(self.under_way) == len(self.buffers):
-            self.take()
+        for first in range(0, len(owners), self.batch_size):
+            if self.stop.is_set():
+                return
+            places = slice(first, first + self.batch_size)
+            with self.spent.on("forward"):
+                self.under_way.append((self.encode(buffer[places]), owners[places]))
+            if len(self.under_way) == len(self.buffers):
+                self.take()
+            if self.now:  # a slow network is no hanging video
+                self.now = (self.now[0], time.monotonic())
 
     def take(self) -> None:
         """Wait for the results of the earliest batch under way, and give each video its rows."""
@@ -230,14 +247,15 @@ def _own_stream(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _buffers(options: ReadOptions, batch_size: int, device: torch.device, ahead: int) -> list[Tensor]:
-    """Where a lane puts its rows: a batch to fill, and one for each of those under way.
+    """Where a lane puts its rows: batches to fill, and one for each of those under way.
 
     They are where the rows are prepared; before a GPU in memory that it can read by itself.
     """
     shape = options.window.input_shape(options.preprocessing.crop)
     pinned = device.type == "cuda" and options.device is None
+    batches = max(1, _STAGED_BYTES // (batch_size * prod(shape))) if device.type == "cpu" else 1
     return [
-        torch.zeros(batch_size, *shape, dtype=torch.uint8, device=options.device, pin_memory=pinned)
+        torch.zeros(batches * batch_size, *shape, dtype=torch.uint8, device=options.device, pin_memory=pinned)
         for _ in range(ahead + 1)
     ]
 
@@ -288,9 +306,10 @@ def extract_videos(
         try:
             torch.set_num_threads(threads_per_lane)
             with _own_stream(device):
-                lane = _Lane(options, encode, _buffers(options, batch_size, device, ahead), writer, progress)
+                buffers = _buffers(options, batch_size, device, ahead)
+                lane = _Lane(options, encode, batch_size, buffers, writer, progress, stop)
                 at_work.append(lane)
-                lane.run(take(), stop)
+                lane.run(take())
         except BaseException as error:  # noqa: BLE001 - whatever it is, the calling thread raises it
             errors.append(error)
             stop.set()

@@ -31,7 +31,7 @@ from pipeline.features import records
 from pipeline.frames import Decoded, Frame, read_frames
 from pipeline.planes import at_once
 from pipeline.resuming import with_state
-from pipeline.rows import Assembler, Shown, read_rows
+from pipeline.rows import Assembler, ReadOptions, Shown, read_rows
 from pipeline.sealing import PartWriter, stored
 from pipeline.sources import source_digest
 from pipeline.timing import PARTS
@@ -40,6 +40,7 @@ from pipeline.windows import windows
 
 DECODING, PREPARING, FORWARD, WRITING = PARTS
 _HELD_BYTES = 64 << 20  # prepared rows that lie in memory for the forward, and to hold its embeddings against the bank
+_CYCLED_BYTES = 16 << 20  # decoded frames of a video that are prepared in turn: more than a core's own caches hold
 _PROBED_AT_ONCE = 64
 _Video = Mapping[str, Any]
 _T = TypeVar("_T")
@@ -145,15 +146,15 @@ def decoding(sample: Sample) -> float:
 def preparing(sample: Sample) -> float:
     """Rows per second of all lanes, if preparing were all.
 
-    Each video's first frames are prepared over and over, as often as it has frames, as if they were other ones: motion
-    between the same two is measured once.
+    Each video's first frames are prepared over and over, as often as it has frames, as if they were other ones. Where
+    motion is measured they are the frames of one row, since motion between the same two is measured once.
     """
     options = sample.encoding.options
 
     def lane(videos: Iterator[_Video]) -> float:
         seconds = 0.0
         for video in videos:
-            few = list(islice(_frames(sample, video), options.window.frames))
+            few = list(_first_frames(_frames(sample, video), options))
             begun = time.perf_counter()
             draws = options.draws(video["id"])
             assembler = Assembler(options.preprocessing, options.window, options.flow, video["crop"], draws)
@@ -272,6 +273,16 @@ def _shown(assembler: Assembler, frames: Iterator[Frame], device: torch.device |
             yield assembler.show(frame.rgb, frame.seconds, frame.index)
         else:
             yield from assembler.show_together([frame, *islice(frames, at_once(frame.planes) - 1)], device)
+
+
+def _first_frames(frames: Iterator[Frame], options: ReadOptions) -> Iterator[Frame]:
+    """Those of one row, and without motion as many as caches don't hold."""
+    held = 0
+    for number, frame in enumerate(frames):
+        if number >= options.window.frames and (options.flow is not None or held >= _CYCLED_BYTES):
+            return
+        held += frame.rgb.nbytes if frame.planes is None else sum(plane.nbytes for plane in frame.planes[:3])
+        yield frame
 
 
 def _frames(sample: Sample, video: _Video) -> Iterator[Frame]:

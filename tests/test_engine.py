@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torchvision.models import get_model, get_model_weights
 
 from pipeline import bank as banks
+from pipeline import engine
 from pipeline.backbone import FeatureExtractor, load_backbone
 from pipeline.bank import Bank
 from pipeline.encoder import (
@@ -289,6 +291,46 @@ def test_a_bug_in_the_encoder_stops_the_run_and_keeps_what_is_done(
     with Bank(tmp_path / "bank.h5") as bank:
         assert list(bank) == ["clip0", "clip1", "clip2"]
         assert bank.verify() == []
+
+
+def test_batches_that_lie_ready_are_not_embedded_after_a_stop_and_count_as_progress(
+    clips: list[Path], small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU a lane prepares many batches before it embeds them: Ctrl-C waits for one; slow is not hanging."""
+    made = config(feature_shape=list(small.feature_shape))
+    banks.create(tmp_path / "bank.h5", made)
+    encode, _ = make_encoder(small, CPU, "fp32", 2)
+    stop, progress = threading.Event(), Progress()
+    done: list[int] = []
+    since: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: float(len(done)), perf_counter=time.perf_counter)  # counts batches
+    monkeypatch.setattr(engine, "time", clock)
+
+    def slow(frames: torch.Tensor) -> Callable[[], np.ndarray]:
+        assert progress.frames == sum(done)
+        time.sleep(0.3)
+        done.append(len(frames))
+        if len(done) == 5:
+            stop.set()
+        return encode(frames)
+
+    extract_videos(
+        [job(clip) for clip in clips],  # 78 frames, which fit into the memory for one turn
+        ReadOptions(Sampling(), small.preprocessing),
+        slow,
+        2,
+        PartWriter(tmp_path / "bank.h5", made, lambda *_: None),
+        lanes=1,
+        threads_per_lane=1,
+        stop=stop,
+        progress=progress,
+        on_progress=lambda _: None,
+        watch=lambda in_work: since.extend(video.seconds for video in in_work),
+    )
+    assert done == [2] * 5
+    assert max(since) <= 1
+    with Bank(tmp_path / "bank.h5") as bank:
+        assert list(bank) == ["clip0", "clip1"]  # 10 frames, of the 3 and 7 of both; those of clip2 were dropped
 
 
 def test_regions_and_samplings_reach_the_frames(clips: list[Path], small: Any, tmp_path: Path) -> None:
