@@ -7,7 +7,7 @@ precision and the stored type may differ, which is said.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pipeline.encoder import choose_batch_size, choose_precision
 from pipeline.engine import Progress
 from pipeline.errors import UserError
 from pipeline.extraction import embed, flow_of, make_encoding, reading_of, recipe_of, with_region
+from pipeline.imported import is_imported
 from pipeline.resuming import with_state
 from pipeline.sampling import Sampling
 from pipeline.windows import window_in
@@ -65,6 +66,7 @@ def load_alike(bundle: Bundle, weights: Sequence[str], *, device: torch.device, 
     """
     read = [made for member in bundle.members for made in member.banks]
     wanted = {made["fingerprint"]: made["config"] for made in read}
+    _check_made_here(wanted.values())
     if len(wanted) < len(read):
         raise UserError(
             f"The head reads {len(read)} banks, and some of them were made alike, of different files (frames and flow, "
@@ -87,6 +89,18 @@ def load_alike(bundle: Bundle, weights: Sequence[str], *, device: torch.device, 
     ]
 
 
+def _check_made_here(wanted: Iterable[Mapping[str, Any]]) -> None:
+    """UserError: features that were imported; what made them is not known."""
+    for made in wanted:
+        if is_imported(made["recipe"]):
+            name = made["recipe"]["layer"]
+            raise UserError(
+                f"The features were imported ({name}), so there is no backbone here to make them of a video: import "
+                f"those of new videos too (`framebank import --name {name}`), and give that bank to `framebank "
+                "evaluate RUN BANK`."
+            )
+
+
 def load_backbone_of(bank: Bank, weights: Sequence[str], *, device: torch.device, precision: str = "auto") -> Alike:
     """The backbone that made a bank.
 
@@ -98,6 +112,7 @@ def load_backbone_of(bank: Bank, weights: Sequence[str], *, device: torch.device
     Raises:
         UserError: as `load_alike`.
     """
+    _check_made_here([bank.config])
     (given,) = _shared_out(weights, [bank.config])
     return _alike(bank.fingerprint, bank.config, _load(bank.config, given), device, precision)
 
@@ -169,6 +184,7 @@ def own_settings(folder: Path) -> dict[str, Any]:
     bundle = load_bundle(folder)
     read = [bank["config"] for member in bundle.members for bank in member.banks]
     if bundle.weights is None:
+        _check_made_here(read)
         used = list(
             dict.fromkeys(f"--backbone {made['recipe']['backbone']} {_option(made['weights'])}" for made in read)
         )

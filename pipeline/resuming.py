@@ -68,6 +68,8 @@ def _same_content(row: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
 def _same_request(row: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     if row["kind"] == "images" and not _same(row["fps"] or nan, old["fps"] or nan):
         return False
+    if row["kind"] == "features" and row["fps"] > 0 and row["fps"] != old["fps"]:  # else its file may know it
+        return False
     return all(_same(row[name], old[name]) for name in _REQUEST)
 
 

@@ -26,7 +26,7 @@ def source_path(text: str) -> str:
 
 
 def _files(path: str, kind: str) -> Iterable[str]:
-    return [path] if kind == "video" else list_images(path)
+    return list_images(path) if kind == "images" else [path]
 
 
 def source_state(path: str, kind: str) -> tuple[int, int]:
@@ -46,7 +46,7 @@ def _digest(path: Path, size: int, mtime: int) -> str:
 
 
 def source_digest(path: str, kind: str) -> str:
-    """sha256 of a video file; of a folder of images, over their names and digests in order.
+    """sha256 of a video file, or of one of features; of a folder of images, over their names and digests in order.
 
     Raises:
         OSError: a file cannot be read.
@@ -55,6 +55,6 @@ def source_digest(path: str, kind: str) -> str:
     for file in map(Path, _files(path, kind)):
         state = file.stat()
         digests.append((source_text(file.name), _digest(file, state.st_size, state.st_mtime_ns)))
-    if kind == "video":
+    if kind != "images":
         return digests[0][1]
     return hashlib.sha256("\0".join(f"{name}\0{digest}" for name, digest in digests).encode()).hexdigest()

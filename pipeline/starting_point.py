@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.extraction import with_region
 from pipeline.heads import Head
 from pipeline.ids import readable
+from pipeline.imported import is_imported
 from pipeline.learning import Learning, learning_of
 from pipeline.material import Material
 from pipeline.splits import Fold
@@ -127,7 +128,7 @@ def open_run(run: Path, bank: Bank, weights: Sequence[str], *, device: torch.dev
             f"only a "
             "head on one bank can be joined with its backbone. Train one with `framebank train-head BANK`."
         )
-    if "backbone" not in read[0]["config"]["recipe"]:
+    if is_imported(read[0]["config"]["recipe"]):
         raise UserError(
             f"The head in {run} was trained on imported features: there is no backbone to join it with. Extract a "
             f"bank with "

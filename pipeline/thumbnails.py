@@ -82,6 +82,8 @@ def strip(bank: Bank, video: str, rows: Sequence[int] | np.ndarray, *, size: tup
 
 def _gap(row: dict[str, Any], path: str) -> str:
     """Why there can be no pictures of a video, "" if there can."""
+    if row["kind"] == "features":
+        return "its features were imported, and where the video is was not said"
     size, _ = source_state(path, row["kind"])
     if size < 0:
         return f"the file is not at {path} any more"

@@ -89,6 +89,7 @@ class Found:
 def find_videos(
     data: Path,
     *,
+    suffixes: frozenset[str] = VIDEO_SUFFIXES,
     all_files: bool = False,
     label_from: str | None = None,
     group_from: str | None = None,
@@ -100,6 +101,7 @@ def find_videos(
 
     Args:
         data: the folder, the manifest (.csv, .tsv) or the video.
+        suffixes: of the files that count as videos, in lower case.
         all_files: take files of any suffix.
         label_from, group_from: rules as the module's docstring states them.
         split_lists: UCF101 or HMDB51 split lists, or folders of them.
@@ -127,23 +129,23 @@ def find_videos(
             notes.append(f"{_MANIFEST_NAME} was read (rows: {len(rows)}); videos it does not list are left out")
     elif is_folder:
         origin, root = "folder", where
-        rows = _folder_rows(where, [*exclude, *lists], all_files, ignored, notes)
+        rows = _folder_rows(where, [*exclude, *lists], frozenset() if all_files else suffixes, ignored, notes)
         if [row["path"] for row in rows] == [str(where)]:
             origin, root = "frame folder", where.parent
     else:
         origin, root = "file", where.parent
-        rows = [_new_row(where, "video")]
+        rows = [new_row(where, "video")]
     if not rows:
-        raise UserError(_nothing_found(data, all_files, ignored, notes))
+        raise UserError(_nothing_found(data, suffixes, all_files, ignored, notes))
 
     for row in rows:
         row["below"] = os.path.relpath(row["path"], root).replace(os.sep, "/")
     by_folder = "1" if origin == "folder" and label_from is None else label_from
-    _label(rows, "label", by_folder, required=label_from is not None, notes=notes)
-    _label(rows, "group", group_from, required=True, notes=notes)
+    label_rows(rows, "label", by_folder, required=label_from is not None, notes=notes)
+    label_rows(rows, "group", group_from, required=True, notes=notes)
     if not rows[0]["id"]:
         _give_ids(rows, known or {})
-    table = _as_table(sorted(rows, key=lambda row: natural_key(row["id"])), extra)
+    table = as_table(sorted(rows, key=lambda row: natural_key(row["id"])), extra)
     if lists:
         table, lines = add_splits(table, lists)
         notes += lines
@@ -171,12 +173,14 @@ def absolute_path(path: Path) -> Path:
         return path
 
 
-def _new_row(path: Path, kind: str) -> Row:
+def new_row(path: Path, kind: str) -> Row:
+    """A video of which nothing else is known."""
     unknown = dict.fromkeys(("id", "label", "split", "group", "crop"), "")
     return {"path": str(path), "kind": kind, **unknown, "start": nan, "end": nan, "fps": nan}
 
 
-def _as_table(rows: Sequence[Row], extra: Sequence[str]) -> pd.DataFrame:
+def as_table(rows: Sequence[Row], extra: Sequence[str]) -> pd.DataFrame:
+    """Rows as the table of `Found`."""
     numbers = ("start", "end", "fps")
     columns = {
         name: pd.Series([row[name] for row in rows], dtype="float64" if name in numbers else "object")
@@ -185,23 +189,25 @@ def _as_table(rows: Sequence[Row], extra: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _nothing_found(data: Path, all_files: bool, ignored: Mapping[str, int], notes: Sequence[str]) -> str:
+def _nothing_found(
+    data: Path, suffixes: frozenset[str], all_files: bool, ignored: Mapping[str, int], notes: Sequence[str]
+) -> str:
     passed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
-    message = f"{readable(str(data))} holds no video"
+    message = f"{readable(str(data))} holds no {'video' if suffixes is VIDEO_SUFFIXES else 'file of features'}"
     message += f" (passed over: {passed})" if passed else ""
     message += "".join(f"; {note}" for note in notes)
-    known = " ".join(sorted(VIDEO_SUFFIXES))
-    advice = "Give another folder." if all_files else f"Known suffixes: {known}; --all-files tries every file."
-    return f"{message}. {advice}"
+    known = f"Known suffixes: {' '.join(sorted(suffixes))}"
+    known += "; --all-files tries every file." if suffixes is VIDEO_SUFFIXES else "."
+    return f"{message}. {'Give another folder.' if all_files else known}"
 
 
 # Folders
 
 
 def _folder_rows(
-    root: Path, exclude: Sequence[Path], all_files: bool, ignored: Counter[str], notes: list[str]
+    root: Path, exclude: Sequence[Path], taken: frozenset[str], ignored: Counter[str], notes: list[str]
 ) -> list[Row]:
-    """The videos and the frame-image folders below a folder."""
+    """The videos, of the suffixes that are taken (none: of any), and the frame-image folders below a folder."""
     from pipeline.image_folders import IMAGE_SUFFIXES
 
     rows: list[Row] = []
@@ -209,7 +215,7 @@ def _folder_rows(
     with_media: set[Path] = set()  # folders with images or videos somewhere below them
     for folder, names in _walk(root, exclude, ignored, notes).items():
         suffixes = [split_suffix(name)[1].lower() for name in names]
-        holds_video = not VIDEO_SUFFIXES.isdisjoint(suffixes)
+        holds_video = not (taken or VIDEO_SUFFIXES).isdisjoint(suffixes)
         images = [suffix for suffix in suffixes if suffix in IMAGE_SUFFIXES]
         if images and not holds_video:
             image_folders.append((folder, images))
@@ -218,15 +224,15 @@ def _folder_rows(
         if images or holds_video:
             with_media.update(folder.parents)
         for name, suffix in zip(names, suffixes, strict=True):
-            if suffix in VIDEO_SUFFIXES or (all_files and suffix not in IMAGE_SUFFIXES):
-                rows.append(_new_row(folder / name, "video"))
+            if suffix in taken or (not taken and suffix not in IMAGE_SUFFIXES):
+                rows.append(new_row(folder / name, "video"))
             elif suffix not in IMAGE_SUFFIXES:
                 ignored[suffix or "(none)"] += 1
     for folder, images in image_folders:
         if folder in with_media:
             ignored.update(images)
         else:
-            rows.append(_new_row(folder, "images"))
+            rows.append(new_row(folder, "images"))
     return rows
 
 
@@ -279,7 +285,7 @@ def _leads_to(path: Path, is_sort: Callable[[int], bool]) -> bool:
 # Labels and groups
 
 
-def _label(rows: Sequence[Row], column: str, rule: str | None, *, required: bool, notes: list[str]) -> None:
+def label_rows(rows: Sequence[Row], column: str, rule: str | None, *, required: bool, notes: list[str]) -> None:
     """Fill a column by a rule; without a rule it stays as the manifest has it.
 
     Raises:
@@ -395,7 +401,7 @@ def _manifest_row(folder: Path, cells: Mapping[str, str], extra: Sequence[str], 
     if not cells["path"].strip() or "\0" in cells["path"]:
         raise UserError(f"{at}: {cells['path']!r} is no path. Fill it in, or delete the row.")
     path = absolute_path(folder / cells["path"])
-    row = _new_row(path, "images" if _leads_to(path, stat.S_ISDIR) else "video")
+    row = new_row(path, "images" if _leads_to(path, stat.S_ISDIR) else "video")
     for column in ("label", "split", "group"):
         row[column] = readable(cells.get(column, "").strip())
     if "id" in cells:

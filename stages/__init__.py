@@ -2,8 +2,10 @@
 
 stage       make target      reads                        writes
 extract     make extract     videos                       a bank (data/<name>.h5)
+import_features              files of features            a bank
 describe    make describe    a bank                       a description on the terminal, or CSV
 explore                      a bank                       an HTML page (beside the bank)
+export                       a bank, segments             files as other programs read them
 keep                         banks                        one packed or merged bank, or one without some videos
 train_head  make train-head  a bank, or several           a run folder (data/<name>-head)
 finetune    make finetune    videos, a run                a run folder (data/<name>-finetuned)
@@ -35,6 +37,7 @@ report_words    what a report says in words, around its numbers
 explore_words   what the page of a bank says in words
 timelines       predict --timeline: as a picture, a page or JSON
 finetune_words  what finetune says besides
+exchange_commands  what import and export can be told
 bench_commands  what `framebank bench` can be told
 bench_parts     the parts of an extraction by themselves, and the whole, timed in lanes
 bench_processes  commands in fresh processes: their first frame, their end, their memory

@@ -19,6 +19,7 @@ import click
 
 from pipeline.errors import UserError
 from stages.bench_commands import bench
+from stages.exchange_commands import export, import_features
 from stages.finetune_options import FINETUNE
 from stages.head_options import HEAD, SPLITS, STEPS, TARGET_FILES, TARGETS, TRAINING, learning_of, refuse_idle
 from stages.options import (
@@ -124,6 +125,8 @@ def main() -> None:
 
 
 main.add_command(bench)
+main.add_command(import_features)
+main.add_command(export)
 
 
 @main.command(cls=Filled, short_help="Bank the embeddings of all frames of all videos.")

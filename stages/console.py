@@ -74,7 +74,7 @@ def sampling_words(sampling: Mapping[str, Any]) -> str:
 
 def plain_frames(recipe: Mapping[str, Any]) -> bool:
     """Whether each row of a bank is one frame, seen once."""
-    return "window" not in recipe and "views" not in recipe
+    return "window" not in recipe and "views" not in recipe and "imported" not in recipe
 
 
 def row_unit(recipe: Mapping[str, Any]) -> str:
@@ -82,8 +82,20 @@ def row_unit(recipe: Mapping[str, Any]) -> str:
     return "frame" if plain_frames(recipe) else "row"
 
 
+def import_words(recipe: Mapping[str, Any]) -> str:
+    """Where imported features come from: "imported as i3d (arrays); times of the files, else 25 fps, a row every 8"."""
+    made, counting = recipe["imported"], recipe["imported"]["counting"]
+    fps, stride, offset = counting["fps"], counting["feat_stride"], counting["offset"]
+    steps = f", a row every {counted(stride, 'frame')}" if stride != 1 else ""
+    steps += f", the first at frame {offset}" if offset else ""
+    otherwise = f"{fps:g} fps{steps}" if fps else f"none{steps}"
+    return f"imported as {recipe['layer']} ({made['format']}); times of the files, else {otherwise}"
+
+
 def window_words(recipe: Mapping[str, Any]) -> str:
     """What of a video makes one row: "one frame", "5 grey frames side by side", "clips of 16 frames, one every 8"."""
+    if "imported" in recipe:
+        return import_words(recipe)
     window = recipe.get("window", {"kind": "frame", "length": 1})
     length = window["length"]
     words = {

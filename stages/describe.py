@@ -2,7 +2,9 @@
 
 import difflib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ import pandas as pd
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.feature_statistics import feature_statistics
+from pipeline.imported import is_imported
 from pipeline.videos import label_order
 from pipeline.windows import window_in
 from stages.console import (
@@ -41,14 +44,8 @@ def overview(path: Path) -> None:
         display.field("Features", f"({shape}) {recipe['store']}{'' if special else ', one row per frame taken'}")
         if special:
             display.field("Rows", window_words(recipe))
-        display.field("Backbone", f"{recipe['backbone']}, layer {recipe['layer']}")
-        display.field("Weights", f"{bank.config['weights']} (sha256 {recipe['weights_sha256'][:12]}…)")
-        display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {bank.config['preset']}")
-        display.field("Frames", sampling_words(recipe["sampling"]))
-        if recipe["crop"]:
-            display.field("Crop", recipe["crop"])
-        compute = bank.config["compute"]
-        display.field("Computed", f"{recipe['precision']} on {compute['device']}, batches of {compute['batch_size']}")
+        if not is_imported(recipe):
+            _print_network(display, bank.config)
         display.field("Made", f"{bank.created}, from {bank.config['data']}")
         display.field("Fingerprint", f"{bank.fingerprint[:16]}… (two banks with the same fingerprint may be merged)")
         partial, mended = int((catalog["partial"] != "").sum()), int((catalog["frames_corrupt"] > 0).sum())
@@ -63,6 +60,18 @@ def overview(path: Path) -> None:
                 display.line(f"  {row.id}: {row.reason}")
             if len(bank.failures) > 10:
                 display.line(f"  … and {len(bank.failures) - 10} more: framebank describe {path} --failures")
+
+
+def _print_network(display: Display, config: Mapping[str, Any]) -> None:
+    """What made the embeddings of a bank."""
+    recipe, compute = config["recipe"], config["compute"]
+    display.field("Backbone", f"{recipe['backbone']}, layer {recipe['layer']}")
+    display.field("Weights", f"{config['weights']} (sha256 {recipe['weights_sha256'][:12]}…)")
+    display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {config['preset']}")
+    display.field("Frames", sampling_words(recipe["sampling"]))
+    if recipe["crop"]:
+        display.field("Crop", recipe["crop"])
+    display.field("Computed", f"{recipe['precision']} on {compute['device']}, batches of {compute['batch_size']}")
 
 
 def statistics(path: Path) -> None:
@@ -144,10 +153,9 @@ def one_video(path: Path, video_id: str) -> None:
             if value not in ("", -1) and value == value:
                 display.line(f"  {name:<16}{value}")
         display.field("Features", f"{features.shape}, from {features.min():.4g} to {features.max():.4g}")
+        option = "--fps" if is_imported(bank.config["recipe"]) else "--image-fps"
         clock = (
-            f"{seconds[0]:.3f} s to {seconds[-1]:.3f} s"
-            if np.isfinite(seconds).all()
-            else "none (--image-fps gives one)"
+            f"{seconds[0]:.3f} s to {seconds[-1]:.3f} s" if np.isfinite(seconds).all() else f"none ({option} gives one)"
         )
         display.field("Time", clock)
         if window_in(bank.config["recipe"]).kind == "clip":

@@ -34,6 +34,7 @@ from pipeline.extraction import (
 )
 from pipeline.features import records
 from pipeline.flow import Flow
+from pipeline.imported import is_imported
 from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.sealing import disk_errors
@@ -130,6 +131,10 @@ def run(config: ExtractConfig, cluster: "Cluster | None" = None) -> int:
     options = _reading(config, network, backbone)
     recipe = recipe_of(backbone, options, crop=network.crop, precision=precision, store=config.store)
     if bank is not None and bank.fingerprint != banks.fingerprint_of(recipe):
+        if not bank.only_failures and is_imported(bank.config["recipe"]):
+            raise UserError(
+                f"{config.out} holds imported features; embeddings need a bank of their own: another --out."
+            )
         if not bank.only_failures:
             raise UserError(_differing(config.out, backbone, bank, recipe))
         bank, banked = None, {"recipe": {}, "compute": None}  # nothing came of the others: begin again with these

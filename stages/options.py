@@ -89,7 +89,7 @@ class Headed(click.Command):
                 formatter.write_dl([(f"{names:<{width}}", text), *others], col_max=width)
 
 
-WHAT = grouped(
+LABELS = grouped(
     click.option(
         "--label-from",
         metavar="LEVEL|REGEX|none",
@@ -110,6 +110,9 @@ WHAT = grouped(
         multiple=True,
         help="UCF101 or HMDB51 split lists: a file or a folder of them. May be repeated.",
     ),
+)
+WHAT = grouped(
+    LABELS,
     click.option("--all-files", is_flag=True, help="Try every file, whatever its suffix."),
     click.option(
         "--image-fps",
@@ -241,18 +244,20 @@ BATCH_SIZE = click.option(
     metavar="N|auto",
     help="Rows per forward: frames, clips, or views of them.",
 )
+STORE = click.option(
+    "--store",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Type of the stored embeddings.",
+)
+RETRY_FAILED = click.option("--retry-failed", is_flag=True, help="Try the videos that failed before again.")
 RUN = grouped(
     DEVICE,
     PRECISION,
-    click.option(
-        "--store",
-        type=click.Choice(["float16", "float32"]),
-        default="float16",
-        show_default=True,
-        help="Type of the stored embeddings.",
-    ),
+    STORE,
     BATCH_SIZE,
-    click.option("--retry-failed", is_flag=True, help="Try the videos that failed before again."),
+    RETRY_FAILED,
     click.option(
         "--pack/--no-pack",
         default=True,

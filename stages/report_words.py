@@ -8,12 +8,22 @@ from pipeline import report_curves, report_data
 from pipeline.bank import Bank
 from pipeline.bundles import load_bundle
 from pipeline.errors import UserError
+from pipeline.imported import is_imported
 from pipeline.metrics import higher_is_better
 from pipeline.report_data import KINDS, Finished
 from pipeline.results import Task
 from pipeline.writing import plain
 from stages.comparison import in_words
-from stages.console import counted, input_words, interval_words, number, plain_time, sampling_words, window_words
+from stages.console import (
+    counted,
+    import_words,
+    input_words,
+    interval_words,
+    number,
+    plain_time,
+    sampling_words,
+    window_words,
+)
 from stages.training_words import METRIC_NAMES, verdict
 
 _COSTS = {
@@ -226,8 +236,7 @@ def _made(finished: Finished) -> list[tuple[str, str]]:
     made = [bank["config"] for member in bundle.members for bank in member.banks]
     for given, config in zip(finished.config["data"]["banks"], made, strict=False):
         pairs.append(("Bank", given["path"]))
-        if "backbone" in config["recipe"]:
-            pairs += made_by(config)
+        pairs += made_by(config)
     return pairs
 
 
@@ -239,6 +248,9 @@ def made_by(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     recipe = config["recipe"]
     shape = "×".join(map(str, recipe["feature_shape"]))
+    if is_imported(recipe):
+        from_where = ("Features", f"{shape} a row, {import_words(recipe)}")
+        return [from_where, ("From", config["data"]), ("Stored", f"as {recipe['store']}")]
     return [
         ("Network", f"{recipe['backbone']}, layer {recipe['layer']} ({shape})"),
         ("Weights", f"{config.get('weights', '')}, SHA-256 {recipe['weights_sha256'][:12]}…"),

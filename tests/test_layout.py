@@ -17,7 +17,8 @@ import stages
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for folder in ("pipeline", "stages", "tests") for path in (ROOT / folder).rglob("*.py"))
 PACKAGE_FILES = [path for path in FILES if path.parts[len(ROOT.parts)] != "tests"]
-OPTIONS = ("options", "head_options", "finetune_options", "predict_options", "recipe_options", "bench_commands")
+COMMANDS = ("bench_commands", "exchange_commands")
+OPTIONS = ("options", "head_options", "finetune_options", "predict_options", "recipe_options", *COMMANDS)
 ONLY_IN = {  # an outside world -> the files that may know it
     "h5py": {"pipeline/features.py"},
     "av": {"pipeline/frames.py", "pipeline/samples.py", "stages/naive_loop.py"},
@@ -36,8 +37,9 @@ ONLY_IN = {  # an outside world -> the files that may know it
     "cv2": {"pipeline/flow.py"},
     "jinja2": {"pipeline/pages.py"},
     "markupsafe": {"pipeline/pages.py"},
+    "pyarrow": {"pipeline/exporting_tables.py"},
 }
-PUT_STAGES_IN_A_ROW = {"stages/cli.py", "stages/bench_commands.py", "stages/demo.py"}
+PUT_STAGES_IN_A_ROW = {"stages/cli.py", *(f"stages/{name}.py" for name in COMMANDS), "stages/demo.py"}
 SHARED = (
     *("console", "options", "recipe_options", "predict_options", "head_options"),
     *("summary", "workers", "training_run", "training_words", "finetune_words"),
@@ -131,7 +133,8 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 def test_the_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["flow"]]
+    extras = (project["optional-dependencies"][name] for name in ("flow", "parquet"))
+    wanted = sum(extras, project["dependencies"])
     declared = {canonicalize_name(Requirement(text).name) for text in wanted} - {"bokeh"}  # Dask imports it
     used = set().union(*map(packages, PACKAGE_FILES)) - set(sys.stdlib_module_names) - {"pipeline", "stages"}
     called = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-contrib-python-headless"}

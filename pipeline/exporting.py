@@ -1,0 +1,123 @@
+"""What every export of a bank has in common: which banks can be exported, names of files, and files never overwritten.
+
+A file is written under another name and renamed when it is whole. One that is there already stays if it holds the very
+same, so that a stopped export goes on by being run again; if it holds anything else, the export is refused.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from filecmp import cmp
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.bank import Bank, sync
+from pipeline.errors import UserError
+
+
+def check_vectors(bank: Bank, form: str) -> None:
+    """UserError: the rows of the bank are not one vector each, or there are none."""
+    recipe = bank.config["recipe"]
+    if "views" in recipe:
+        raise UserError(
+            f"{bank.path} has {recipe['views']['count']} views of each video, and {form} takes one: extract a "
+            "bank without --views."
+        )
+    if len(recipe["feature_shape"]) != 1:
+        shape = "×".join(map(str, recipe["feature_shape"]))
+        raise UserError(
+            f"{bank.path} holds maps ({shape}) and {form} takes vectors: extract with --layer {recipe['layer']}:mean."
+        )
+    if not len(bank):
+        raise UserError(f"{bank.path} holds no video to export.")
+
+
+def flat_name(video_id: str) -> str:
+    """An id as a file name without folders and dots, for programs that cut names at both: `/`, `.` and `%` become
+    `%2F`, `%2E` and `%25`, which `id_of` takes back."""
+    return re.sub(r"[%/.]", lambda found: f"%{ord(found.group()):02X}", video_id)
+
+
+def id_of(name: str) -> str:
+    """The id that `flat_name` wrote."""
+    return re.sub("%(2F|2E|25)", lambda found: chr(int(found.group(1), 16)), name)
+
+
+def keep_or_write(path: Path, write: Callable[[Path], None]) -> bool:
+    """Write a file, unless it is there.
+
+    Args:
+        path: the file; missing folders are made.
+        write: writes the content to the path that it is given.
+
+    Returns:
+        whether it is new.
+
+    Raises:
+        UserError: another file is there.
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}")
+    try:
+        write(temporary)
+        if path.exists():
+            if path.is_file() and cmp(temporary, path, shallow=False):
+                return False
+            raise UserError(_refusal(path))
+        sync(temporary)
+        temporary.replace(path)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def keep_or_write_bytes(path: Path, content: bytes) -> bool:
+    """The same for content that is in memory."""
+
+    def write(file: Path) -> None:
+        file.write_bytes(content)
+
+    return keep_or_write(path, write)
+
+
+def keep_or_write_array(path: Path, array: np.ndarray) -> bool:
+    """The same for a .npy file."""
+
+    def write(file: Path) -> None:
+        with file.open("wb") as opened:  # given a path, NumPy would append a suffix
+            np.save(opened, array, allow_pickle=False)
+
+    return keep_or_write(path, write)
+
+
+class Plan(NamedTuple):
+    """The small files of an export to a folder, that say what the others are.
+
+    Attributes:
+        files: path below the folder -> content. The last one is written last: with it the export is whole.
+        notes: lines worth telling.
+    """
+
+    files: dict[str, bytes]
+    notes: list[str]
+
+
+def check_files(out: Path, plan: Plan) -> None:
+    """UserError: the folder holds another export already, so this one need not even begin."""
+    for name, content in plan.files.items():
+        path = out / name
+        if path.exists() and (not path.is_file() or path.read_bytes() != content):
+            raise UserError(_refusal(path))
+
+
+def write_files(out: Path, plan: Plan) -> None:
+    """Write the small files."""
+    for name, content in plan.files.items():
+        keep_or_write_bytes(out / name, content)
+
+
+def _refusal(path: Path) -> str:
+    return f"{path} is there and holds something else; it is not overwritten. Give another --out."

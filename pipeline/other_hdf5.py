@@ -1,0 +1,94 @@
+"""HDF5 files of features that other programs wrote, and those that they read: one dataset per video.
+
+Two layouts are known: `/<id>` is the dataset itself, or it is `/<id>/NAME`, NAME being `c3d_features` in the files of
+ActivityNet and dense captioning. An id may have several segments (`fight/fi001`), which are groups in groups. Beside
+`/<id>/NAME` may lie what `pipeline.imported.BESIDE` names: times, numbers of frames, a frame rate.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline import features as hdf5
+from pipeline.errors import UserError
+from pipeline.ids import escape, readable
+
+C3D = "c3d_features"
+_SHOWN = 5
+
+
+class Entry(NamedTuple):
+    """The features of one video in a file: its id, the path of the dataset and its shape."""
+
+    video_id: str
+    dataset: str
+    shape: tuple[int, ...]
+
+
+def entries_in(path: Path, feature: str | None) -> list[Entry]:
+    """What a file holds.
+
+    Args:
+        path: the file.
+        feature: the name of the dataset in the group of every video; None where there are no such groups, or where it
+            is `c3d_features`.
+
+    Raises:
+        UserError: it is no HDF5 file, it is a bank, it holds no such datasets, or names do not tell which are meant.
+    """
+    name = readable(str(path))
+    try:
+        with hdf5.open_file(path) as file:
+            if file.attrs.get("format") == hdf5.FORMAT:
+                raise UserError(
+                    f"{name} is a framebank bank already; `framebank merge` and `framebank describe` read it."
+                )
+            found = [(dataset.name.strip("/"), tuple(dataset.shape)) for dataset in _datasets(file)]
+    except OSError as error:
+        raise UserError(f"{name} cannot be read as HDF5 ({error}).") from error
+    wanted = feature or (C3D if any(_leaf(dataset) == C3D for dataset, _ in found) else None)
+    if wanted is not None:
+        entries = [Entry(d.rpartition("/")[0], d, shape) for d, shape in found if _leaf(d) == wanted and "/" in d]
+    else:
+        entries = [Entry(dataset, dataset, shape) for dataset, shape in found]
+        leaves = sorted({_leaf(entry.dataset) for entry in entries if "/" in entry.dataset})
+        if len(leaves) < sum("/" in entry.dataset for entry in entries):
+            shown = ", ".join(leaves[:_SHOWN]) + ", …" * (len(leaves) > _SHOWN)
+            raise UserError(
+                f"{name} has datasets of the same name in several groups ({shown}); say which: --feature NAME."
+            )
+    if not entries:
+        what = f"no dataset {wanted} in any group" if wanted else "no dataset"
+        raise UserError(f"{name} has {what}. It takes one dataset per video: /ID, or /ID/NAME with --feature NAME.")
+    return [entry._replace(video_id=escape(entry.video_id, given=True)) for entry in entries]
+
+
+def _leaf(dataset: str) -> str:
+    return dataset.rpartition("/")[2]
+
+
+def _datasets(group: Any) -> Iterator[Any]:
+    """All datasets in and below a group, in the order of their names."""
+    for item in group.values():
+        if hasattr(item, "shape"):
+            yield item
+        elif hasattr(item, "values"):
+            yield from _datasets(item)
+
+
+@contextmanager
+def opened(path: Path, dataset: str, beside: Mapping[str, object]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+    """A dataset to be read piece by piece, and those of the names `beside` that lie in its own group.
+
+    Raises:
+        OSError, KeyError: it cannot be read.
+    """
+    with hdf5.open_file(path) as file:
+        group, _, name = dataset.rpartition("/")
+        siblings = file[group] if group else {}
+        # The dataset of a video that is called like one of them stands for itself.
+        found = {key: np.asarray(siblings[key][()]) for key in beside if group and key != name and key in siblings}
+        yield file[dataset], found
