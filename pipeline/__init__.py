@@ -37,7 +37,7 @@ allocator      the C library's allocator told to keep what it has
 encoder        full batches of prepared frames -> embeddings, on any device and precision
 batch_probe    the batch size of a GPU, by a short probe
 features       one HDF5 file of banked videos: schema, writer, reader; the only file that imports h5py
-other_hdf5     HDF5 files of features that other programs wrote, and those that they read
+other_hdf      HDF5 files of features that other programs wrote, and those that they read
 imported       files of arrays that other programs wrote -> rows of one video, with their times
 checking       is a banked video what the catalog says of it?
 lock           one holder at a time, by a file with a heartbeat
@@ -64,7 +64,7 @@ import_sources  what there is to import: feature files or HDF5 -> table of video
 importing      a table of imported features -> sealed parts
 exporting      what every export has in common: what cannot be one, names of files, files never overwritten
 exporting_actionformer  a bank -> features, annotations and settings for ActionFormer, and back by import
-exporting_hdf5  a bank -> one HDF5 file of /ID/c3d_features
+exporting_hdf  a bank -> one HDF5 file of /ID/c3d_features
 exporting_tables  a bank -> Parquet of pooled features, CSV of the catalog
 targets        what is to be predicted: one target per video or per frame
 exporting_ms_tcn  a bank and segments -> features, labels of rows and bundles for MS-TCN

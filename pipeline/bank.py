@@ -24,6 +24,7 @@ import pandas as pd
 from pipeline import features as hdf5
 from pipeline.checking import check_video
 from pipeline.errors import UserError
+from pipeline.imported import IMPORTED
 from pipeline.lock import hold, is_running
 from pipeline.windows import window_in
 
@@ -40,7 +41,9 @@ def differences(
     one: Mapping[str, Any], other: Mapping[str, Any], names: tuple[str, str] = ("banked", "now"), prefix: str = ""
 ) -> Iterator[str]:
     """The values that differ between two recipes, as "preprocessing.resize is 232 (banked) and 256 (now)"."""
-    for key in sorted({*one, *other}):
+    made_elsewhere = [recipe.get("backbone") == IMPORTED for recipe in (one, other)]
+    keys = {*one, *other} if made_elsewhere[0] == made_elsewhere[1] else {"backbone"}  # else all the others differ too
+    for key in sorted(keys):
         first, second = one.get(key, "unset"), other.get(key, "unset")
         if isinstance(first, Mapping) and isinstance(second, Mapping):
             yield from differences(first, second, names, f"{prefix}{key}.")

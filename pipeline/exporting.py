@@ -4,17 +4,23 @@ A file is written under another name and renamed when it is whole. One that is t
 same, so that a stopped export goes on by being run again; if it holds anything else, the export is refused.
 """
 
+import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from filecmp import cmp
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from pipeline.bank import Bank, sync
 from pipeline.errors import UserError
+from pipeline.features import CATALOG
+from pipeline.imported import TIMES_SUFFIX
+
+MANIFEST = "manifest.csv"
 
 
 def check_vectors(bank: Bank, form: str) -> None:
@@ -103,6 +109,32 @@ class Plan(NamedTuple):
 
     files: dict[str, bytes]
     notes: list[str]
+
+
+def manifest_of(bank: Bank, paths: Callable[[str], str]) -> bytes:
+    """The manifest from which `framebank import` makes the bank again; `paths` says where the features of an id lie."""
+    own = ("id", "label", "split", "group")
+    table = bank.catalog[[*own, *(name for name in bank.catalog.columns if name not in CATALOG)]]
+    places = pd.Series([paths(video) for video in table["id"]], index=table.index, dtype="object")
+    return table.assign(path=places)[["path", *table.columns]].to_csv(index=False).encode()
+
+
+def write_features(bank: Bank, row: Mapping[str, Any], path: Path, *, turned: bool = False) -> bool:
+    """Write the features of a video, given by its catalog row, as a .npy file, T×D or `turned` D×T, and beside it the
+    times of its rows as the bank has them. Returns whether they are new."""
+    video, times = row["id"], io.BytesIO()
+    # Written by NumPy in this order, with no time of day: the same bytes every time.
+    np.savez(
+        times,
+        timestamps=bank.timestamps(video),
+        frame_index=bank.frame_index(video),
+        fps=np.float64(row["fps"]),
+        duration=np.float64(row["duration"]),
+        start_time=np.float64(row["start_time"]),
+    )
+    array = np.ascontiguousarray(bank[video].T) if turned else bank[video]
+    new = keep_or_write_bytes(path.with_name(path.stem + TIMES_SUFFIX), times.getvalue())
+    return keep_or_write_array(path, array) or new
 
 
 def check_files(out: Path, plan: Plan) -> None:

@@ -9,27 +9,24 @@ Beside `ID.npy` lies `ID.times.npz` with the times and frame numbers as the bank
 labels, splits and groups: `pipeline.imported` reads both, so that nothing is lost on the way there and back.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from pipeline.bank import Bank
 from pipeline.errors import UserError
-from pipeline.exporting import Plan, keep_or_write_array, keep_or_write_bytes
-from pipeline.features import CATALOG, records
+from pipeline.exporting import MANIFEST, Plan, manifest_of, write_features
+from pipeline.features import records
 from pipeline.frame_labels import read_spans
-from pipeline.imported import TIMES_SUFFIX
 from pipeline.segments import Clock, clocks, place
 from pipeline.videos import label_order
 from pipeline.windows import window_in
 from pipeline.writing import plain
 
-FEATURES, ANNOTATIONS, SETTINGS, MANIFEST = "features", "annotations.json", "actionformer.yaml", "manifest.csv"
+FEATURES, ANNOTATIONS, SETTINGS = "features", "annotations.json", "actionformer.yaml"
 _UNSPLIT = "all"  # the subset of videos without a split
 _UNEVEN = 0.5  # of a step: a row that lies farther from the grid is nearer to another row's place
 
@@ -92,7 +89,7 @@ def plan(bank: Bank, out: Path, segments: Path | None) -> Plan:
     Raises:
         UserError: segments that do not fit the bank, or that are given for videos without a clock.
     """
-    manifest = {MANIFEST: _manifest(bank)}
+    manifest = {MANIFEST: manifest_of(bank, lambda video: f"{FEATURES}/{video}.npy")}
     known = clocks(bank)
     timeless = [video for video, clock in known.items() if np.isnan(clock.seconds).any()]
     if timeless:
@@ -176,31 +173,10 @@ def _settings(bank: Bank, out: Path, grid: Grid, classes: int, subsets: set[str]
     }
 
 
-def _manifest(bank: Bank) -> bytes:
-    """The manifest from which `framebank import` makes the bank again."""
-    own = ("id", "label", "split", "group")
-    table = bank.catalog[[*own, *(name for name in bank.catalog.columns if name not in CATALOG)]]
-    paths = pd.Series([f"{FEATURES}/{video}.npy" for video in table["id"]], index=table.index, dtype="object")
-    return table.assign(path=paths)[["path", *table.columns]].to_csv(index=False).encode()
-
-
 def _json(content: Any) -> bytes:
     return (json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def write_video(bank: Bank, row: Mapping[str, Any], out: Path) -> bool:
     """Write the features and the times of one video, given by its catalog row. Returns whether they are new."""
-    video = row["id"]
-    times = io.BytesIO()
-    # Written by NumPy in the order of the arguments, with no time of day: the same bytes every time.
-    np.savez(
-        times,
-        timestamps=bank.timestamps(video),
-        frame_index=bank.frame_index(video),
-        fps=np.float64(row["fps"]),
-        duration=np.float64(row["duration"]),
-        start_time=np.float64(row["start_time"]),
-    )
-    path = out / FEATURES / f"{video}.npy"
-    beside = path.with_name(path.stem + TIMES_SUFFIX)
-    return keep_or_write_bytes(beside, times.getvalue()) | keep_or_write_array(path, bank[video])
+    return write_features(bank, row, out / FEATURES / f"{row['id']}.npy")

@@ -3,19 +3,18 @@
 `features/NAME.npy` and `groundTruth/NAME.txt` (a line per row), `mapping.txt` ("0 label"), and
 `splits/train.split1.bundle` and the like, a line `NAME.txt` per video. NAME is `pipeline.exporting.flat_name` of the
 id, since MS-TCN cuts names at their first dot and, of its results, at slashes. It reads a label up to the first space,
-so spaces become `_`.
+so spaces become `_`. Times and `manifest.csv` are there for `framebank import`.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipeline.bank import Bank
 from pipeline.errors import UserError
-from pipeline.exporting import Plan, flat_name, keep_or_write_array
+from pipeline.exporting import MANIFEST, Plan, flat_name, manifest_of, write_features
 from pipeline.segments import IGNORED, clocks
 from pipeline.targets import from_segments
 
@@ -59,6 +58,7 @@ def plan(bank: Bank, segments: Path | None, background: str | None) -> Plan:
     if without:
         notes.append(f"videos without labels, which are in no bundle: {len(without)}, e.g. {without[0]}")
     files[MAPPING] = "".join(f"{code} {name}\n" for code, name in enumerate(names)).encode()
+    files[MANIFEST] = manifest_of(bank, _path)
     return Plan(files, notes)
 
 
@@ -74,6 +74,9 @@ def _bundles(catalog: pd.DataFrame) -> dict[str, bytes]:
 
 
 def write_video(bank: Bank, row: Mapping[str, Any], out: Path) -> bool:
-    """Write the features of one video, given by its catalog row. Returns whether they are new."""
-    array = np.ascontiguousarray(bank[row["id"]].T)
-    return keep_or_write_array(out / FEATURES / f"{flat_name(row['id'])}.npy", array)
+    """Write the features and the times of one video, given by its catalog row. Returns whether they are new."""
+    return write_features(bank, row, out / _path(row["id"]), turned=True)
+
+
+def _path(video: str) -> str:
+    return f"{FEATURES}/{flat_name(video)}.npy"

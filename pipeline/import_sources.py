@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import other_hdf5
+from pipeline import other_hdf
 from pipeline.errors import UserError, VideoError
 from pipeline.ids import natural_key, readable
 from pipeline.imported import HDF5_SUFFIXES, LAYOUTS, SUFFIXES, TIMES_SUFFIX, opened, shape_words
@@ -121,7 +121,7 @@ def _of_hdf5(
         raise UserError("--split-list is for files; give an HDF5 file its splits by --labels, in a column split.")
     if not data.exists():
         raise UserError(f"{readable(str(data))}: no such file. Give a folder, a manifest, or a file of features.")
-    entries = sorted(other_hdf5.entries_in(data, feature), key=lambda entry: natural_key(entry.video_id))
+    entries = sorted(other_hdf.entries_in(data, feature), key=lambda entry: natural_key(entry.video_id))
     where = absolute_path(data)
     rows = [new_row(where, "features") | {"id": e.video_id, "below": e.video_id} for e in entries]
     notes: list[str] = []

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import other_hdf5
+from pipeline import other_hdf
 from pipeline.errors import VideoError
 
 IMPORTED = "imported"  # the backbone of a bank whose features come from elsewhere
@@ -105,7 +105,7 @@ def opened(path: Path, *, dataset: str = "", feature: str | None = None, stem: s
     """
     try:
         if dataset:
-            with other_hdf5.opened(path, dataset, BESIDE) as (array, beside):
+            with other_hdf.opened(path, dataset, BESIDE) as (array, beside):
                 yield Given(array, beside)
             return
         suffix = path.suffix.lower()

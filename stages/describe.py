@@ -18,6 +18,7 @@ from pipeline.windows import window_in
 from stages.console import (
     Display,
     counted,
+    import_words,
     input_words,
     megabytes,
     plain_frames,
@@ -42,7 +43,9 @@ def overview(path: Path) -> None:
         views = [recipe["views"]["count"]] if "views" in recipe else []
         shape = ", ".join(map(str, [*views, "T", *recipe["feature_shape"]]))
         display.field("Features", f"({shape}) {recipe['store']}{'' if special else ', one row per frame taken'}")
-        if special:
+        if is_imported(recipe):
+            display.field("Imported", f"from {bank.config['data']}: {import_words(recipe).removeprefix('imported ')}")
+        elif special:
             display.field("Rows", window_words(recipe))
         if not is_imported(recipe):
             _print_network(display, bank.config)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import exporting_actionformer, exporting_hdf5, exporting_ms_tcn, exporting_tables
+from pipeline import exporting_actionformer, exporting_hdf, exporting_ms_tcn, exporting_tables
 from pipeline.bank import Bank
 from pipeline.engine import Progress
 from pipeline.errors import UserError
@@ -83,7 +83,7 @@ def _write(config: ExportConfig, bank: Bank, done: Callable[[int], None]) -> tup
         new = exporting_tables.write_parquet(bank, config.out, done)
         return [], 0 if new else len(bank)
     if config.form == "c3d":
-        new = exporting_hdf5.write(bank, config.out, done)
+        new = exporting_hdf.write(bank, config.out, done)
         return [], 0 if new else len(bank)
     if config.form == "npy":
         plan = exporting_actionformer.plan(bank, config.out, config.segments)

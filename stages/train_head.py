@@ -16,6 +16,7 @@ from pipeline.encoder import choose_device
 from pipeline.epochs import steps_of
 from pipeline.errors import UserError
 from pipeline.heads import vector_width
+from pipeline.imported import is_imported
 from pipeline.learning import COMPONENTS, EPOCHS, STEPS, Learning
 from pipeline.material import Material
 from pipeline.objectives import target_rows
@@ -84,7 +85,8 @@ def _run(config: TrainHeadConfig) -> int:
         )
         files = {"targets": config.targets, "segments": config.segments, "frame values": config.frame_values}
         identity = runs.data_identity(banks, {**files, "splits": config.splits})
-        asked = Asked(config.out, config.resolved(), identity)
+        sees = not any(is_imported(bank.config["recipe"]) for bank in banks)
+        asked = Asked(config.out, config.resolved(), identity, sees_videos=sees)
         state = begin(display, asked, folds)
         if state == runs.FINISHED:
             return OK

@@ -53,12 +53,14 @@ class Asked:
         config: what was asked, resolved to plain values.
         data: what identifies the data (`pipeline.runs.data_identity`).
         what: what it trains, in a word: "head" or "model".
+        sees_videos: whether new videos can be predicted; of imported features, only banks can be scored.
     """
 
     out: Path
     config: Mapping[str, Any]
     data: Mapping[str, Any]
     what: str = "head"
+    sees_videos: bool = True
 
 
 class Loaded(NamedTuple):
@@ -125,7 +127,7 @@ def begin(display: Display, asked: Asked, folds: Sequence[Fold]) -> str:
     state: str = ranks.same(runs.begin(asked.out, asked.config, asked.data) if ranks.first() else "")
     if state == runs.FINISHED:
         display.line(f"{asked.out} is finished; this is what came of it.")
-        words.show_results(display, asked.out, runs.read_results(asked.out), asked.what)
+        words.show_results(display, asked.out, runs.read_results(asked.out), asked.what, asked.sees_videos)
     elif ranks.first():
         splits.write_splits(asked.out / "splits.csv", folds)
     return state
@@ -184,7 +186,7 @@ def train_and_score(
         }
         _write(asked.out, task, held, pd.DataFrame(history), learning.fit.monitor, results)
     ranks.wait()
-    words.show_results(display, asked.out, runs.read_results(asked.out), asked.what)
+    words.show_results(display, asked.out, runs.read_results(asked.out), asked.what, asked.sees_videos)
 
 
 def _train_folds(

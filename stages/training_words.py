@@ -187,7 +187,9 @@ def _progress(display: Display, total: int) -> Iterator[Callable[[int, str], Non
         yield show
 
 
-def show_results(display: Display, out: Path, results: Mapping[str, Any], what: str = "head") -> None:
+def show_results(
+    display: Display, out: Path, results: Mapping[str, Any], what: str = "head", sees_videos: bool = True
+) -> None:
     """The headline beside the baselines, the difference and what it means, and where everything lies.
 
     `what` was trained, in a word.
@@ -218,7 +220,8 @@ def show_results(display: Display, out: Path, results: Mapping[str, Any], what: 
     cost = results["cost"]
     display.field("Took", f"{plain_time(cost['seconds'])}, {plain_time(cost['training_seconds'])} of it training")
     display.field("Run", f"{out}: predictions.csv, metrics.csv, curves.png, model.safetensors, …")
-    display.field("Next", f"framebank predict {shlex.quote(str(out))} VIDEO… labels new videos")
+    command, does = ("predict", "VIDEO… labels new videos") if sees_videos else ("evaluate", "BANK scores another bank")
+    display.field("Next", f"framebank {command} {shlex.quote(str(out))} {does}")
 
 
 def verdict(results: Mapping[str, Any], what: str) -> str:

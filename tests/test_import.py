@@ -1,7 +1,11 @@
 """Features that other programs made, imported: arrays, video_features, HDF5; and what is refused, video by video."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -81,11 +85,21 @@ def test_c3d_and_back_is_the_same_bank(exported: Path, out: Path) -> None:
     assert framebank("describe", out, "--verify").exit_code == 0
 
 
+def test_ms_tcn_and_back_is_the_same_bank(exported: Path, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "segments.csv").write_text("id,start,end,label\nwalk/a,0,0.3,x\nwalk/c,0,0.3,x\n")
+    segments = ("--segments", tmp_path / "segments.csv", "--background", "none")
+    result = framebank("export", exported / "bank.h5", "--to", "ms-tcn", "--out", tmp_path / "there", *segments)
+    assert result.exit_code == 0, result.output
+    imported(tmp_path / "there", out)
+    with Bank(exported / "bank.h5") as one, Bank(out) as other:
+        same(one, other)
+
+
 def test_mixing_with_what_was_extracted_is_refused(exported: Path, out: Path, tmp_path: Path) -> None:
     imported(exported / "npy", out)
     result = framebank("merge", out, exported / "bank.h5", "--out", tmp_path / "both.h5")
     assert result.exit_code == 2
-    assert "backbone is imported (bank.h5) and squeezenet1_1" in result.stderr
+    assert "never mix: backbone is imported (bank.h5) and squeezenet1_1 (bank.h5)." in result.stderr
     result = framebank("import", exported / "npy", "--out", exported / "bank.h5")
     assert (result.exit_code, "was extracted from videos" in result.stderr) == (2, True)
     result = framebank(
@@ -265,6 +279,31 @@ def test_it_goes_on_and_does_changed_files_again(tmp_path: Path, out: Path) -> N
     assert said(imported(tmp_path / "moved", out, "--fps", "5", "--name", "data"), "To do").startswith("nothing · 4")
 
 
+def test_interrupted_it_seals_what_is_finished_and_goes_on(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import importing
+    from stages import import_features
+
+    def interrupting(*arguments: Any, on_video: Callable[[int, bool], None], **options: Any) -> bool:
+        def then(rows: int, failed: bool) -> None:
+            on_video(rows, failed)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        return importing.import_all(*arguments, on_video=then, **options)
+
+    data = arrays(tmp_path / "data")
+    with monkeypatch.context() as patched:
+        patched.setattr(import_features, "import_all", interrupting)
+        result = imported(data, out, status=130)
+    assert "Interrupted with 3 videos to go" in result.stdout
+    with Bank(out) as bank:
+        assert list(bank) == ["class0/v0"]
+    assert said(imported(data, out), "To do").startswith("3 videos · 1 video done before")
+    with Bank(out) as bank:
+        assert len(bank) == 4
+
+
 def test_labels_of_a_csv_are_joined(tmp_path: Path, out: Path) -> None:
     data = arrays(tmp_path / "data", 3)
     (tmp_path / "labels.csv").write_text("ID,label,group,weather\nv0,rain,g1,wet\nclass1/v1,,g2,dry\nv9,sun,g3,dry\n")
@@ -316,8 +355,9 @@ def test_what_is_no_data(tmp_path: Path, exported: Path, out: Path) -> None:
     assert (result.exit_code, "cannot be read as HDF5" in result.stderr) == (2, True)
 
 
-def test_long_arrays_come_in_pieces() -> None:
-    array = np.random.default_rng(0).normal(size=(5, 1_200_000)).astype(np.float32)
+def test_long_arrays_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.imported._PIECE_BYTES", 1000)
+    array = features(0, 5, 1200)
     found = list(pieces(array, "dt"))
     assert len(found) > 1
     np.testing.assert_array_equal(np.concatenate([piece for _, piece in found]), array.T)
@@ -334,7 +374,7 @@ def test_times_that_nobody_gives_are_not_invented() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `bank.h5` of imported features without times, `timed.h5` with, and `run`, of a head on the first."""
+    """A folder with `bank.h5` of imported features without times, `timed.h5` with, and `run`, a head on the first."""
     folder = tmp_path_factory.mktemp("run")
     for video, rows in in_order(24).items():
         (folder / "data" / video).parent.mkdir(parents=True, exist_ok=True)
@@ -344,13 +384,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = ("--epochs", "2", "--hidden", "4", "--pca", "0")
     result = framebank("train-head", folder / "bank.h5", "--out", folder / "run", *settings)
     assert result.exit_code == 0, result.output
+    assert "evaluate" in said(result, "Next")
     return folder
 
 
 def test_every_command_reads_it(run: Path, tmp_path: Path) -> None:
     bank = run / "bank.h5"
     shown = framebank("describe", bank)
-    assert "imported as saw (arrays); times of the files, else none" in shown.stdout
+    assert said(shown, "Imported").startswith(f"from {run / 'data'}: as saw (arrays); times of the files, else none")
     assert "Backbone" not in shown.stdout
     assert "none (--fps gives one)" in framebank("describe", bank, "rising/001").stdout
     assert framebank("describe", bank, "--stats").exit_code == 0

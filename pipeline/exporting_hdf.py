@@ -1,7 +1,7 @@
 """A bank as one HDF5 file of `/ID/c3d_features` (T, D), as dense captioning and moment retrieval read ActivityNet's.
 
 Beside each lie `timestamps` (seconds) and `frame_index`, and `fps`, `duration` and `start_time` where they are known,
-so that `pipeline.other_hdf5` reads back the rows at their times. An id with slashes is a group in groups.
+so that `pipeline.other_hdf` reads back the rows at their times. An id with slashes is a group in groups.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.exporting import keep_or_write
 from pipeline.imported import BESIDE
-from pipeline.other_hdf5 import C3D
+from pipeline.other_hdf import C3D
 
 _OVERHEAD_BYTES = 8192  # of the groups and headers of one video
 
