@@ -120,7 +120,7 @@ def plan(bank: Bank, out: Path, segments: Path | None) -> Plan:
         about = {"subset": row["split"].lower() or _UNSPLIT, "duration": round(duration, 6), "fps": rate}
         database[video] = {**about, "annotations": annotations}
     files = {ANNOTATIONS: _json({"version": "framebank", "database": database})}
-    subsets = {each["subset"] for each in database.values()}
+    subsets = {split.lower() or _UNSPLIT for split in bank.catalog["split"]}
     files[SETTINGS] = _json(_settings(bank, out, grid, len(labels), subsets))
     if grid.uneven:
         video = max(grid.uneven, key=lambda name: grid.uneven[name])

@@ -69,7 +69,7 @@ def write_parquet(bank: Bank, out: Path, on_video: Callable[[int], None]) -> boo
             for row in records(rows):
                 found.append(pooled(bank, row["id"], row["rows"]))
                 on_video(row["rows"])
-            columns: dict[str, Any] = {name: pyarrow.array(rows[name].tolist()) for name in rows}
+            columns: dict[str, Any] = {str(name): pyarrow.array(rows[name].tolist()) for name in rows}
             for place, name in enumerate(("mean", "std", "max")):
                 values = pyarrow.array(np.concatenate([each[place] for each in found]))
                 columns[name] = pyarrow.FixedSizeListArray.from_arrays(values, width).cast(lists)

@@ -13,16 +13,19 @@ in all files and not along the other: that one is D. Where they are not, somebod
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from pipeline import other_hdf
 from pipeline.errors import UserError, VideoError
+from pipeline.features import records
 from pipeline.ids import natural_key, readable
-from pipeline.imported import HDF5_SUFFIXES, LAYOUTS, SUFFIXES, TIMES_SUFFIX, opened, shape_words
+from pipeline.imported import HDF5_SUFFIXES, LAYOUTS, SUFFIXES, TIMES_SUFFIX, Given, opened, shape_words
 from pipeline.segments import ids_meant
 from pipeline.tables import column_of, read_table
 from pipeline.videos import (
@@ -59,13 +62,14 @@ class Sources:
     datasets: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
 
-    def arguments(self, row: Mapping[str, str]) -> dict[str, str | None]:
-        """What `pipeline.imported.opened` takes to read a video, given by its row."""
+    def opened(self, row: Mapping[str, Any]) -> AbstractContextManager[Given]:
+        """The features of a video, given by its row, as `pipeline.imported.opened` has them."""
+        path = Path(row["path"])
         if self.format == "hdf5":
-            return {"dataset": self.datasets[row["id"]]}
-        stem = Path(row["path"]).stem
-        is_theirs = self.format == "video_features" and stem.endswith(f"_{self.feature}")
-        return {"feature": self.feature, "stem": stem.removesuffix(f"_{self.feature}") if is_theirs else None}
+            return opened(path, dataset=self.datasets[row["id"]])
+        is_theirs = self.format == "video_features" and path.stem.endswith(f"_{self.feature}")
+        stem = path.stem.removesuffix(f"_{self.feature}") if is_theirs else None
+        return opened(path, feature=self.feature, stem=stem)
 
     def name(self, data: Path) -> str:
         """What these features are called unless somebody says: as the data is, and as they are in it."""
@@ -233,9 +237,9 @@ def shapes_of(sources: Sources, table: pd.DataFrame) -> dict[str, tuple[int, ...
     if sources.format == "hdf5":
         return {video: sources.shapes[video] for video in table["id"]}
     shapes = {}
-    for row in table[["id", "path"]].to_dict("records"):
+    for row in records(table[["id", "path"]]):
         try:
-            with opened(Path(row["path"]), **sources.arguments(row)) as given:
+            with sources.opened(row) as given:
                 shapes[row["id"]] = tuple(given.array.shape)
         except VideoError:  # it will fail again when it is read, and be entered into the ledger
             continue

@@ -11,7 +11,7 @@ import pandas as pd
 from pipeline.errors import VideoError
 from pipeline.features import records
 from pipeline.import_sources import Sources, counted_fps
-from pipeline.imported import IMPORTED, VERSION, Counting, checked_rows, opened, pieces, times_of
+from pipeline.imported import IMPORTED, VERSION, Counting, checked_rows, pieces, times_of
 from pipeline.sealing import PartWriter
 from pipeline.sources import source_digest, source_text
 
@@ -100,7 +100,7 @@ def _import(
     digest = hashlib.sha256()  # of the values: an HDF5 file is one file of many videos
     sink = writer.open(row)
     try:
-        with opened(path, **sources.arguments(row)) as given:
+        with sources.opened(row) as given:
             rows = checked_rows(given.array, layout, features, what)
             times = times_of(given.beside, rows, counting, counted_fps(row))
             for place, piece in pieces(given.array, layout):

@@ -80,7 +80,7 @@ def test_the_module_is_the_command_too_and_starts_without_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["extrct"], "Did you mean 'extract'?"),
+        (["extrct"], "(Did you mean one of: 'export', 'extract'?)"),
         (["extract", "--wieghts", "x"], "'--weights'?"),
         (["describe"], "Missing argument 'BANK'"),
         (["extract", "somewhere"], "Missing option"),
