@@ -69,7 +69,7 @@ def load_alike(bundle: Bundle, weights: Sequence[str], *, device: torch.device, 
         raise UserError(
             f"The head reads {len(read)} banks, and some of them were made alike, of different files (frames and flow, "
             "say). A new video is only one of these, so nothing can be predicted. Bank both kinds, and give the banks "
-            "to `framebank evaluate`."
+            f"in the order of training: `framebank predict RUN{' --bank BANK' * len(read)}`."
         )
     if bundle.weights is not None:
         if weights:

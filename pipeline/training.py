@@ -144,6 +144,7 @@ def _fit_members(
         fusion="mean" if len(members) > 1 else "none",
         min_seconds=plan.min_seconds,
         trained_on=seen,
+        resampling=material.resampling,
     )
     return bundle, history, notes
 

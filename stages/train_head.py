@@ -41,6 +41,11 @@ class TrainHeadConfig(Learning):
         super().__post_init__()
         if len(self.banks) == 1 and self.fuse != "concat":
             raise UserError(f"--fuse {self.fuse} fuses the heads of several banks, and one bank was given")
+        if len(self.banks) == 1 and self.resampling is not None:
+            raise UserError(
+                f"--resample {self.resampling.method} reads other banks at the times of the first, and one bank was "
+                "given; for fewer of its rows give --fps or --stride"
+            )
         if len({path.resolve() for path in self.banks}) < len(self.banks):
             raise UserError("A bank is given twice; give each bank once.")
 
