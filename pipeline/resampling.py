@@ -8,7 +8,8 @@ one both take that row. All of this is arithmetic on times in float64, as `numpy
 How far away the nearest row may lie is limited, at the ends and inside alike, so that a stream that stops early or
 lacks a part is noticed. Unless a limit was given it is 1.5 times the usual step of the slower one in that video, which
 a last window that was not full does not reach, and at least 0.1 s, by which sound and frames of one file may end apart.
-Steps say nothing where most rows lie beyond the times that are wanted: those are times of another unit or another video.
+Steps say nothing where most rows lie beyond the times that are wanted: such times are of another unit, or of another
+video.
 """
 
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def places(resampling: Resampling, wanted: np.ndarray, there: np.ndarray) -> Pla
         there: (n,) float64 seconds of the rows, n from 1, never falling; of rows at one time `nearest` takes the first
             and `linear` the last.
     """
-    near = nearest(there, wanted)
+    near = np.searchsorted(there, there[nearest(there, wanted)])
     away = np.abs(there[near] - wanted)
     worst = int(away.argmax())
     before, weight = near, np.zeros(len(wanted))

@@ -80,9 +80,8 @@ def bank_of(
     writer = PartWriter(path, made, lambda *_: None)
     for video_id, rows in videos.items():
         sink = writer.open(row(video_id, **{"digest": video_id, **(columns or {}).get(video_id, {})}))
-        if len(rows):
-            times = (seconds or {}).get(video_id, np.arange(len(rows)) / 10)
-            sink.append(rows.astype(np.float32), times, np.arange(len(rows)))
+        times = (seconds or {}).get(video_id, np.arange(len(rows)) / 10)
+        sink.append(rows.astype(np.float32), times, np.arange(len(rows)))
         sink.finish({"frames_decoded": len(rows), "duration": len(rows) / 10, "start_time": start_time, "fps": 10.0})
     writer.seal()
     return path

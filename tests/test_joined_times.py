@@ -115,7 +115,7 @@ def test_a_head_of_its_own_reads_the_other_bank_at_the_times_of_the_first(first:
     (one, two), _ = load_same_videos([[first], [other]], list(LENGTHS), spatial=None, per_frame=True, resampling=LINEAR)
     assert one.lengths.tolist() == two.lengths.tolist() == [9, 1, 30]
     np.testing.assert_allclose(two.read(2), by_hand(other, "c", np.arange(30) / 10, LINEAR), rtol=0, atol=1e-6)
-    with pytest.raises(UserError, match=r"different frames of 2 of 3 videos.*--resample linear"):
+    with pytest.raises(UserError, match=r"different frames of 3 of 3 videos.*--resample linear"):
         load_same_videos([[first], [other]], list(LENGTHS), spatial=None, per_frame=True)
 
 
@@ -145,7 +145,7 @@ def read(first: Bank, other: Bank, resampling: Resampling = LINEAR) -> Sequences
 def test_rows_too_far_away_are_refused(first: Bank, tmp_path: Path, times: np.ndarray, said: str) -> None:
     other = second(tmp_path / "other.h5", fourths(c=times))
     for resampling in (LINEAR, NEAREST):
-        with pytest.raises(UserError, match=rf"(?s)first\.h5 in 1 of 3 videos, e\.g\. c: {said}") as refused:
+        with pytest.raises(UserError, match=rf"first\.h5 in 1 of 3 videos, e\.g\. c: .*{said}") as refused:
             read(first, other, resampling)
         assert "\n" not in str(refused.value)
     assert len(load_sequences([first, other], ["a", "b"], resampling=LINEAR)) == 2

@@ -14,7 +14,7 @@ LINEAR, NEAREST = Resampling("linear"), Resampling("nearest")
 def times(most: int, *, fewest: int = 1) -> st.SearchStrategy[np.ndarray]:
     """Never falling, irregular, some of them repeated; on a grid, so that times meet, or anywhere."""
     on_grid = st.integers(-8, 80).map(lambda eighth: eighth / 8)
-    anywhere = st.floats(-1, 10, allow_nan=False, allow_subnormal=False)
+    anywhere = st.floats(-1, 10).map(lambda seconds: round(seconds, 6))
     listed = st.lists(st.one_of(on_grid, anywhere), min_size=fewest, max_size=most)
     return listed.map(lambda values: np.sort(np.array(values, np.float64)))
 
