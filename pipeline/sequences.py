@@ -388,7 +388,7 @@ def load_same_videos(
     Args:
         joined: for each head the banks whose features it reads side by side.
         ids: the videos; those that are not in every bank, or have no rows in one, are left out.
-        spatial: how maps are read.
+        spatial: how maps are read, of those that read any.
         per_frame: whether they predict every frame, and so must read the same rows.
         resampling: how all banks after the very first are read at its times; None: as they are.
 
@@ -396,11 +396,14 @@ def load_same_videos(
         UserError: they do not, or banks that do not fit together.
     """
     shared, notes = common_ids([bank for banks in joined for bank in banks], ids)
+    maps = [any(len(bank.config["recipe"]["feature_shape"]) == 3 for bank in banks) for banks in joined]
+    read_by = [spatial if reads or not any(maps) else None for reads in maps]
     while True:
         if not shared:
             raise UserError(f"No video is in all banks ({'; '.join(notes)}). Give banks of the same videos.")
         sequences = [
-            load_sequences(banks, shared, spatial=spatial, resampling=resampling, base=joined[0][0]) for banks in joined
+            load_sequences(banks, shared, spatial=each, resampling=resampling, base=joined[0][0])
+            for banks, each in zip(joined, read_by, strict=True)
         ]
         notes += [note for each in sequences for note in each.notes if note not in notes]
         kept = set(sequences[0].ids).intersection(*(each.ids for each in sequences))

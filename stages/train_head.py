@@ -15,7 +15,7 @@ from pipeline.bank import Bank
 from pipeline.encoder import choose_device
 from pipeline.epochs import steps_of
 from pipeline.errors import UserError
-from pipeline.heads import vector_width
+from pipeline.heads import suited, vector_width
 from pipeline.learning import COMPONENTS, EPOCHS, STEPS, Learning
 from pipeline.material import Material
 from pipeline.objectives import target_rows
@@ -128,7 +128,8 @@ def _components(config: TrainHeadConfig, material: Material, folds: Sequence[Fol
     """Components of the PCA, 0 for none: as asked for, else 128 where inputs and training rows are more than that."""
     if config.pca is not None:
         return config.pca
-    widths = [config.head.inputs.width(vector_width(config.head, each.feature_shape)) for each in material.sequences]
+    shapes = [each.feature_shape for each in material.sequences]
+    widths = [config.head.inputs.width(vector_width(suited(config.head, shape), shape)) for shape in shapes]
     rows = min(int(each.lengths[material.positions(f.train)].sum()) for each in material.sequences for f in folds)
     if config.fuse == "svm":  # whose folds within a training part leave two thirds of it, or a validation part of them
         rows //= 4

@@ -173,6 +173,20 @@ def test_a_label_per_frame_from_both(folder: Path, tmp_path: Path, fuse: str) ->
     assert pd.read_csv(tmp_path / "f.csv").groupby("id").size().to_dict() == {"late": 9, "plain": 11}
 
 
+@pytest.mark.parametrize("spatial", ["mean", "attention"])
+def test_heads_of_maps_and_of_vectors_are_fused(spatial: str, tmp_path: Path) -> None:
+    videos = in_order(12, 4)
+    maps = {video: np.stack([rows, 2 * rows], axis=-1)[..., None] for video, rows in videos.items()}
+    first = bank_of(tmp_path / "vectors.h5", videos)
+    second = bank_of(tmp_path / "maps.h5", maps, layer="features")
+    call = ("--out", tmp_path / "run", "--fuse", "mean", "--spatial", spatial, *TRAIN)
+    done = framebank("train-head", first, second, *call)
+    assert done.exit_code == 0, done.output
+    one, two = json.loads((tmp_path / "run" / "model.json").read_text())["members"]
+    assert (len(one["feature_shape"]), len(two["feature_shape"])) == (1, 3 if spatial == "attention" else 1)
+    assert framebank("evaluate", tmp_path / "run").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
