@@ -92,7 +92,8 @@ def at_times_of(
         method = "the nearest row" if resampling.method == "nearest" else "on the line between two rows"
         furthest = max(place.gap for place in each)
         notes.append(
-            f"{bank.path} is read at the times of {base.path}, {method}; the nearest is at most {furthest:.3g} s away"
+            f"{bank.path.name} is read at the times of {base.path.name}, {method}; the nearest is at most "
+            f"{furthest:.3g} s away"
         )
     return seconds, found, notes
 

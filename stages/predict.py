@@ -180,7 +180,7 @@ def _bank(
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="framebank-")))
     made: dict[str, Bank] = {}
     for alike in loaded:
-        path = folder / f"{len(made)}.h5"
+        path = folder / f"bank{len(made) + 1}.h5"
         with display.progress(len(found), 0) as show:
             interrupted = bank_alike(
                 path,
