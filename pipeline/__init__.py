@@ -70,7 +70,9 @@ targets        what is to be predicted: one target per video or per frame
 exporting_ms_tcn  a bank and segments -> features, labels of rows and bundles for MS-TCN
 splits         which videos train, which choose and which are scored
 selection      which rows of a banked video a head sees, in training and in testing
+resampling     rows of one bank at the times of another: the nearest, or between two
 joined_banks   one bank or several read side by side
+joined_times   when the rows of banks that are read together are shown
 transfers      what a GPU is sent without waiting for it
 sequences      the videos of a bank in memory or streamed, as packed batches
 video_frames   the frames of banked videos, decoded when they are asked for, as sequences

@@ -71,7 +71,7 @@ def load_alike(bundle: Bundle, weights: Sequence[str], *, device: torch.device, 
         raise UserError(
             f"The head reads {len(read)} banks, and some of them were made alike, of different files (frames and flow, "
             "say). A new video is only one of these, so nothing can be predicted. Bank both kinds, and give the banks "
-            "to `framebank evaluate`."
+            f"in the order of training: `framebank predict RUN{' --bank BANK' * len(read)}`."
         )
     if bundle.weights is not None:
         if weights:
@@ -97,7 +97,7 @@ def _check_made_here(wanted: Iterable[Mapping[str, Any]]) -> None:
             raise UserError(
                 f"The features were imported ({name}), so there is no backbone here to make them of a video: import "
                 f"those of new videos too (`framebank import --name {name}`), and give that bank to `framebank "
-                "evaluate RUN BANK`."
+                "predict RUN --bank BANK`."
             )
 
 

@@ -24,9 +24,10 @@ from pipeline.errors import UserError
 from pipeline.features import records
 from pipeline.heads import HeadConfig, SequenceModel, restored
 from pipeline.objectives import Objective
+from pipeline.resampling import Resampling
 from pipeline.scoring import Scores, score
 from pipeline.selection import Selection
-from pipeline.sequences import Sequences
+from pipeline.sequences import Sequences, load_same_videos
 from pipeline.writing import replace_file
 
 FORMAT, SCHEMA = "framebank head", 1
@@ -64,6 +65,7 @@ class Bundle:
         trained_on: id -> digest of every video that training or validation saw.
         weights: the file of the backbone's own weights, where it was trained with the head: of one head on one bank,
             whose recipe has the sum of these weights. None where the backbone is the one of the bank.
+        resampling: how the banks after the first are read at its times; None: as they are.
     """
 
     members: tuple[Member, ...]
@@ -79,11 +81,34 @@ class Bundle:
     min_seconds: float = 0.0
     trained_on: Mapping[str, str] | None = None
     weights: Path | None = None
+    resampling: Resampling | None = None
 
 
 def described(bank: Bank) -> dict[str, Any]:
     """What a bundle keeps of a bank."""
     return {"config": bank.config, "fingerprint": bank.fingerprint}
+
+
+def load_for(bundle: Bundle, banks: Sequence[Bank], ids: Sequence[str]) -> tuple[list[Sequences], list[str]]:
+    """What each head of a bundle reads, all of the same videos, and lines worth telling.
+
+    Args:
+        bundle: the bundle.
+        banks: those that it reads, in its order (see `check_banks`).
+        ids: the videos that are wanted.
+
+    Raises:
+        UserError: banks that do not fit together, or in which rows are missing.
+    """
+    rest = iter(banks)
+    joined = [[next(rest) for _ in member.banks] for member in bundle.members]
+    return load_same_videos(
+        joined,
+        ids,
+        spatial=bundle.members[0].spatial,
+        per_frame=bundle.per_frame,
+        resampling=bundle.resampling,
+    )
 
 
 def score_bundle(
@@ -219,6 +244,7 @@ def save_bundle(folder: Path, bundle: Bundle, backbone: Mapping[str, torch.Tenso
         "thresholds": None if bundle.thresholds is None else bundle.thresholds.tolist(),
         "fusion": bundle.fusion,
         "min_seconds": bundle.min_seconds,
+        "resampling": None if bundle.resampling is None else asdict(bundle.resampling),
         "trained_on": dict(bundle.trained_on or {}),
         "own_weights": backbone is not None or bundle.weights is not None,
     }
@@ -264,6 +290,7 @@ def load_bundle(folder: Path) -> Bundle:
             for number, made in enumerate(described["members"])
         )
         thresholds = described["thresholds"]
+        resampling = described.get("resampling")  # older files have no such key
         return Bundle(
             members,
             described["kind"],
@@ -278,6 +305,7 @@ def load_bundle(folder: Path) -> Bundle:
             described["min_seconds"],
             described["trained_on"],
             own,
+            None if resampling is None else Resampling(**resampling),
         )
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"The model in {folder} is damaged ({str(error).splitlines()[0]}); train it again.") from None

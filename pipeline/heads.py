@@ -6,7 +6,7 @@ classifier. All of it on a PackedSequence, so there is no padded step that any o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -397,6 +397,11 @@ def restored(config: HeadConfig, feature_shape: Sequence[int], outputs: int, sta
     head = Head(config, feature_shape, outputs, kept)
     head.load_state_dict(state)
     return head.eval()
+
+
+def suited(config: HeadConfig, feature_shape: Sequence[int]) -> HeadConfig:
+    """The config of one of several heads: without attention to places where it alone reads vectors, which have none."""
+    return replace(config, spatial=None) if config.spatial == "attention" and len(feature_shape) == 1 else config
 
 
 def vector_width(config: HeadConfig, feature_shape: tuple[int, ...]) -> int:

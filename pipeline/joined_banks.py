@@ -1,7 +1,9 @@
 """Several banks of the same videos read side by side: the features of a row are those of all banks, concatenated.
 
-Before anything is joined, the banks must agree: on the rows of each video and on the times at which they are shown. The
-places of (C, H, W) maps are averaged or laid side by side while they are read, so that maps never pile up in memory.
+Before anything is joined, the banks must agree: on the rows of each video and on the times at which they are shown.
+Or those after the first are read at its times (`pipeline.resampling`), which are seconds from the video's first frame:
+only the few rows around each time are read then. The places of (C, H, W) maps are averaged or laid side by side while
+they are read, so that maps never pile up in memory.
 
 Where banks hold K views of every video, (K, T, D), a video's rows are numbered view after view: row t of view k is
 number k T + t. Without views there are T of them.
@@ -20,6 +22,7 @@ import torch
 
 from pipeline.bank import Bank
 from pipeline.errors import UserError
+from pipeline.resampling import Places, between, needed
 
 MAPS = "maps"  # they stay what they are, which no head reads: for what has the rest of the backbone before it
 SPATIAL = {
@@ -41,6 +44,12 @@ class Columns:
     dtype: np.dtype[np.float16 | np.float32]
     spatial: str | None  # what becomes of maps
     views: int = 1  # K; of several the bank has an axis
+    method: str | None = None  # how its rows are resampled; None where they are those of the first bank
+
+    @property
+    def read_dtype(self) -> np.dtype[np.float16 | np.float32]:
+        """Of what is read: what lies between two rows is in float32."""
+        return np.dtype(np.float32) if self.method == "linear" else self.dtype
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -62,22 +71,31 @@ class Reader:
         columns: one per bank.
         ids: of the videos.
         lengths: (B,) rows T of each, in one view.
+        places: for each bank where the T times of each video lie among its rows; None for a bank that has the same T
+            rows itself.
 
     Attributes:
         views: K of each video, 1 without views.
     """
 
-    def __init__(self, columns: Sequence[Columns], ids: Sequence[str], lengths: np.ndarray) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Columns],
+        ids: Sequence[str],
+        lengths: np.ndarray,
+        places: Sequence[Sequence[Places] | None] | None = None,
+    ) -> None:
         self.columns, self.ids, self.lengths = columns, ids, lengths
+        self.places = [None] * len(columns) if places is None else places
         width = sum(column.feature_shape[0] for column in columns)
         self.feature_shape = (width, *columns[0].feature_shape[1:])
-        self.dtype = np.result_type(*(column.dtype for column in columns))
+        self.dtype = np.result_type(*(column.read_dtype for column in columns))
         self.views = columns[0].views
         self._banks: list[Bank] = []
 
     def again(self) -> Self:
         """One of the same for another thread."""
-        return type(self)(self.columns, self.ids, self.lengths)
+        return type(self)(self.columns, self.ids, self.lengths, self.places)
 
     def close(self) -> None:
         while self._banks:
@@ -97,6 +115,26 @@ class Reader:
         return [self.read(video, rows) for video, rows in wanted]
 
     def _read(self, number: int, video: int, rows: np.ndarray) -> np.ndarray:
+        """Some rows of what one bank contributes."""
+        there = self.places[number]
+        if there is None or not len(rows):
+            return self._taken(number, video, rows)
+        column, found = self.columns[number], there[video]
+        view, steps = int(rows[0]) // int(self.lengths[video]), rows % int(self.lengths[video])
+        at_once = max(1, _READ_BYTES // (8 * prod(column.feature_shape)))  # in float64
+        result = np.empty((len(rows), *column.feature_shape), column.read_dtype)
+        for begin in range(0, len(rows), at_once):
+            some = steps[begin : begin + at_once]
+            wanted = needed(found, some)
+            read = self._taken(number, video, wanted + view * found.rows)
+            if column.method == "linear":
+                result[begin : begin + at_once] = between(found, some, wanted, read)
+            else:
+                result[begin : begin + at_once] = read[np.searchsorted(wanted, found.before[some])]
+        return result
+
+    def _taken(self, number: int, video: int, rows: np.ndarray) -> np.ndarray:
+        """Rows of one bank by its own numbers, reduced."""
         column, video_id = self.columns[number], self.ids[video]
         at_once = max(1, _READ_BYTES // (prod(column.shape) * column.dtype.itemsize))
         result = np.empty((len(rows), *column.feature_shape), column.dtype)
@@ -117,7 +155,8 @@ class Reader:
 
     def _stored(self, number: int, video: int, start: int, stop: int) -> np.ndarray:
         """Rows of one bank as they are stored. When a part was packed away meanwhile, the banks are opened again."""
-        column, video_id, length = self.columns[number], self.ids[video], int(self.lengths[video])
+        column, video_id, there = self.columns[number], self.ids[video], self.places[number]
+        length = int(self.lengths[video]) if there is None else there[video].rows
         view, start = divmod(start, length)
         stop -= view * length
         if stop > length:
@@ -137,11 +176,12 @@ class Reader:
             except (OSError, KeyError) as error:
                 self.close()
                 if last:
-                    raise _unreadable(column.path, video_id, error) from error
+                    raise unreadable(column.path, video_id, error) from error
         raise AssertionError  # the last turn returns or raises
 
 
-def _unreadable(path: Path, video_id: str, error: Exception) -> UserError:
+def unreadable(path: Path, video_id: str, error: Exception) -> UserError:
+    """What is said of a video of a bank that cannot be read."""
     return UserError(
         f"{path}: {video_id} cannot be read ({error}). `framebank describe {path} --verify` lists what is broken; "
         "restore the bank from a copy, or remove those videos and extract them again."
@@ -227,30 +267,3 @@ def common_ids(banks: Sequence[Bank], ids: Sequence[str] | None) -> tuple[list[s
         if video_id not in one
     ]
     return common, [f"videos that only some of the banks have, left out: {len(ids) - len(common)}, e.g. {lacking[0]}"]
-
-
-def common_seconds(banks: Sequence[Bank], rows: Sequence[int], video_id: str) -> np.ndarray:
-    """(T,) float64 times of the rows of a video, on which all banks agree."""
-    times = []
-    for bank, count in zip(banks, rows, strict=True):
-        try:
-            times.append(bank.timestamps(video_id) if count > 0 else np.empty(0))
-        except (OSError, KeyError) as error:
-            raise _unreadable(bank.path, video_id, error) from error
-    first = times[0]
-    for bank, other in zip(banks[1:], times[1:], strict=True):
-        names = f"{banks[0].path} and {bank.path} do not agree on {video_id}"
-        if len(other) != len(first):
-            raise UserError(
-                f"{names}: {len(first)} and {len(other)} rows. Extract both with the same "
-                "sampling, or let each have a head of its own: --fuse mean."
-            )
-        apart = np.abs(first - other) > TIME_TOLERANCE_SECONDS
-        apart |= np.isnan(first) != np.isnan(other)
-        if apart.any():
-            row = int(apart.argmax())
-            raise UserError(
-                f"{names}: row {row} is at {first[row]:.3f} s and at {other[row]:.3f} s. Extract both from the same "
-                "videos with the same sampling, or let each have a head of its own: --fuse mean."
-            )
-    return first

@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.heads import HeadConfig
 from pipeline.objectives import Objective
 from pipeline.optimisation import FitConfig
+from pipeline.resampling import Resampling
 from pipeline.selection import Selection
 
 # What was best on developing splits of surveillance and motion clips; docstrings of `pipeline.inputs` say why it helps.
@@ -46,6 +47,7 @@ class Learning:
         pca: components of the PCA, 0 for none; None for the usual.
         supervise, read, loss, label_smoothing: see `pipeline.objectives.Objective`; None for the usual.
         fuse: of several banks: "concat" of features, "mean" of scores, or "svm" on them.
+        resampling: how the banks after the first are read at its times; None: as they are.
         epochs: as asked for; None for the usual. What `fit` says of epochs holds.
         fit: the training.
         seeds: how many times all is trained, each time with the next seed.
@@ -77,6 +79,7 @@ class Learning:
     loss: str | None = None
     label_smoothing: float | None = None
     fuse: str = "concat"
+    resampling: Resampling | None = None
     epochs: int | None = None
     fit: FitConfig = field(default_factory=FitConfig)
     seeds: int = 1
@@ -138,6 +141,8 @@ class Learning:
         """It as plain values, for JSON; `learning_of` reads them."""
         every = asdict(self) | {"label_smoothing": self.smoothing, "allow": sorted(self.allow)}
         plain = {each.name: every[each.name] for each in fields(Learning)}
+        if self.resampling is None:  # as in runs that were begun before it was known
+            del plain["resampling"]
         return {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
 
 
@@ -148,10 +153,11 @@ def learning_of(config: Mapping[str, Any]) -> Learning:
         UserError: it was written by another version.
     """
     try:
-        plain = {each.name: config[each.name] for each in fields(Learning)}
+        plain = {each.name: config[each.name] for each in fields(Learning) if each.name != "resampling"}
         for name in ("targets", "segments", "frame_values", "splits"):
             plain[name] = None if plain[name] is None else Path(plain[name])
         nested = {name: kind(**plain[name]) for name, kind in _NESTED.items()}
+        nested |= {"resampling": Resampling(**config["resampling"])} if "resampling" in config else {}
         return Learning(**{**plain, **nested, "allow": frozenset(plain["allow"])})
     except (KeyError, TypeError) as error:
         raise UserError(f"The run's config.json is of another version ({error}); train the run again.") from None

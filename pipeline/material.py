@@ -10,6 +10,7 @@ from pipeline import splits
 from pipeline.bank import Bank
 from pipeline.bundles import described
 from pipeline.errors import UserError
+from pipeline.resampling import Resampling
 from pipeline.sequences import Sequences, load_same_videos, positions_of
 from pipeline.targets import Targets
 
@@ -26,6 +27,7 @@ class Material:
         strata: video -> class, where classes are to be spread evenly over parts; None where there are none.
         groups: video -> group, None without groups.
         digests: video -> digest of its source.
+        resampling: how the banks after the first are read at its times; None: as they are.
     """
 
     sequences: tuple[Sequences, ...]
@@ -35,6 +37,7 @@ class Material:
     strata: Mapping[str, str] | None
     groups: Mapping[str, str] | None
     digests: Mapping[str, str]
+    resampling: Resampling | None = None
 
     def positions(self, ids: tuple[str, ...]) -> np.ndarray:
         """(B,) int64 positions of videos in the sequences."""
@@ -42,7 +45,13 @@ class Material:
 
 
 def load_material(
-    banks: Sequence[Bank], targets: Targets, *, spatial: str | None, side_by_side: bool, group_column: str | None
+    banks: Sequence[Bank],
+    targets: Targets,
+    *,
+    spatial: str | None,
+    side_by_side: bool,
+    group_column: str | None,
+    resampling: Resampling | None = None,
 ) -> tuple[Material, list[str]]:
     """The videos that have a target and are in every bank, and lines worth telling.
 
@@ -52,6 +61,7 @@ def load_material(
         spatial: how maps are read.
         side_by_side: one head reads the features of all banks side by side; else each bank has a head of its own.
         group_column: the catalog's column of groups; None to do without.
+        resampling: how the banks after the first are read at its times; None: as they are.
 
     Raises:
         UserError: no such column, or banks that do not fit together.
@@ -62,7 +72,9 @@ def load_material(
         raise UserError(f"The bank has no column {group_column!r} for --group-column; it has {known}.")
     joined = [list(banks)] if side_by_side else [[bank] for bank in banks]
     wanted = [video for video in banks[0] if video in targets.values]
-    sequences, notes = load_same_videos(joined, wanted, spatial=spatial, per_frame=targets.per_frame)
+    sequences, notes = load_same_videos(
+        joined, wanted, spatial=spatial, per_frame=targets.per_frame, resampling=resampling
+    )
     ids = sequences[0].ids
     groups = None
     if group_column is not None:
@@ -75,4 +87,5 @@ def load_material(
         strata = {video: targets.labels[int(targets.values[video])] for video in ids}
     digests = {video: str(catalog.at[video, "digest"]) for video in ids}
     kept = tuple(tuple(described(bank) for bank in each) for each in joined)
-    return Material(tuple(sequences), kept, spatial, targets, strata, groups, digests), list(dict.fromkeys(notes))
+    material = Material(tuple(sequences), kept, spatial, targets, strata, groups, digests, resampling)
+    return material, list(dict.fromkeys(notes))

@@ -4,7 +4,7 @@ A head that gives every frame an output (labels per frame, or supervised at ever
 asked after each of many beginnings of the video (`pipeline.report_courses`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,12 @@ import numpy as np
 import torch
 
 from pipeline.bank import Bank
-from pipeline.bundles import Bundle
+from pipeline.bundles import Bundle, load_for
 from pipeline.figures import Timeline
 from pipeline.predictions import Predictions
 from pipeline.report_cards import PICTURES, lines_over_time, pictures
 from pipeline.report_courses import course
 from pipeline.report_timelines import bars, ends_of
-from pipeline.rescoring import load_for
 from pipeline.thumbnails import Strip, evenly, pixels, strip
 
 LINES = 6  # labels that are drawn at most
@@ -64,7 +63,7 @@ class OverTime:
 
 def over_time(
     predictions: Predictions,
-    banks: Mapping[str, Bank],
+    banks: Sequence[Bank],
     place: int,
     *,
     shown: bool,
@@ -81,17 +80,15 @@ def over_time(
     """
     bundle = predictions.bundle
     video = str(predictions.videos["id"].iloc[place])
-    first = banks[bundle.members[0].banks[0]["fingerprint"]]
     moments = predictions.clocks[video]
     timed = bool(np.isfinite(moments.seconds).all())
     times = moments.seconds if timed else np.arange(len(moments.seconds), dtype=np.float64)
     if predictions.steps:
         rows, scores, every = np.arange(len(times)), predictions.steps[place], True
     else:
-        in_order = [banks[made["fingerprint"]] for member in bundle.members for made in member.banks]
-        sequences, _ = load_for(bundle, in_order, [video])
+        sequences, _ = load_for(bundle, banks, [video])
         rows, scores, every = course(bundle, sequences, 0, device=device)
-    seconds = first.timestamps(video)
+    seconds = banks[0].timestamps(video)
     return OverTime(
         video,
         every,
@@ -100,7 +97,7 @@ def over_time(
         moments.frame_index[rows],
         scores,
         predictions.decided[place] if bundle.per_frame and bundle.kind == "class" else None,
-        strip(first, video, evenly(seconds, PICTURES)) if shown else Strip([]),
+        strip(banks[0], video, evenly(seconds, PICTURES)) if shown else Strip([]),
         seconds,
     )
 

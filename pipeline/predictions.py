@@ -5,7 +5,7 @@ written), of a value the value and no probabilities. A head that predicts every 
 probabilities averaged over its frames, and the class of most frames, the labels of any frame, or the mean value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 
 from pipeline.bank import Bank
-from pipeline.bundles import Bundle, decide, score_bundle
+from pipeline.bundles import Bundle, decide, load_for, score_bundle
 from pipeline.errors import UserError
 from pipeline.segments import Clock, clocks, segments_of, smooth
-from pipeline.sequences import load_sequences, same_rows
+from pipeline.sequences import same_rows
 from pipeline.targets import SEPARATOR
 
 
@@ -67,27 +67,23 @@ class Predictions:
 
 
 def predict(
-    bundle: Bundle, banks: Mapping[str, Bank], ids: Sequence[str], *, device: torch.device | str = "cpu"
+    bundle: Bundle, banks: Sequence[Bank], ids: Sequence[str], *, device: torch.device | str = "cpu"
 ) -> Predictions:
     """Predict banked videos.
 
     Args:
         bundle: the bundle.
-        banks: fingerprint of each bank that the bundle was trained on -> a bank that was made alike.
+        banks: one that was made alike for each bank that the bundle was trained on, in its order.
         ids: of the videos, at least one.
         device: where the heads run.
 
     Raises:
         UserError: banks that do not agree on a video, or features that are not finite.
     """
-    sequences = [
-        load_sequences([banks[made["fingerprint"]] for made in member.banks], ids, spatial=member.spatial)
-        for member in bundle.members
-    ]
+    sequences, notes = load_for(bundle, banks, ids)
     first = sequences[0]
     videos = np.arange(len(first))
-    clock = clocks(next(iter(banks.values())), first.ids)
-    notes = list(dict.fromkeys(note for each in sequences for note in each.notes))
+    clock = clocks(banks[0], first.ids)
     steps: list[np.ndarray] = []
     decided: list[np.ndarray] = []
     differing = [video for place, video in enumerate(first.ids) if not same_rows(sequences, place)]

@@ -21,7 +21,6 @@ from pipeline.ids import readable
 from pipeline.predictions import in_words
 from pipeline.results import HeldOut, Task
 from pipeline.segments import IGNORED
-from pipeline.sequences import Sequences, load_same_videos
 from pipeline.sources import source_path
 from pipeline.targets import Targets
 
@@ -149,19 +148,6 @@ def _kind(kind: str, per_frame: bool) -> str:
 
 def _some(labels: Sequence[str]) -> str:
     return ", ".join(labels[:4]) + (", …" if len(labels) > 4 else "")
-
-
-def load_for(bundle: Bundle, banks: Sequence[Bank], ids: Sequence[str]) -> tuple[list[Sequences], list[str]]:
-    """What each head of a bundle reads, all of the same videos, and lines worth telling.
-
-    Args:
-        bundle: the bundle.
-        banks: those that it reads, in its order (see `pipeline.bundles.check_banks`).
-        ids: the videos that are wanted.
-    """
-    rest = iter(banks)
-    joined = [[next(rest) for _ in member.banks] for member in bundle.members]
-    return load_same_videos(joined, ids, spatial=bundle.members[0].spatial, per_frame=bundle.per_frame)
 
 
 def largest_difference(

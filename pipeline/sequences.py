@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from copy import copy
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -24,7 +25,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.bank import Bank
 from pipeline.errors import UserError
-from pipeline.joined_banks import TIME_TOLERANCE_SECONDS, Reader, Rows, Stream, columns_of, common_ids, common_seconds
+from pipeline.joined_banks import TIME_TOLERANCE_SECONDS, Reader, Rows, Stream, columns_of, common_ids
+from pipeline.joined_times import at_times_of, common_seconds
+from pipeline.resampling import Places, Resampling
 from pipeline.transfers import moved
 
 _READ_AHEAD = 2  # batches
@@ -288,6 +291,8 @@ def load_sequences(
     spatial: str | None = None,
     memory_bytes: int | None = None,
     most_rows: int | None = None,
+    resampling: Resampling | None = None,
+    base: Bank | None = None,
 ) -> Sequences:
     """Load the sequences of some videos, features of several banks concatenated per row.
 
@@ -297,14 +302,18 @@ def load_sequences(
         spatial: what becomes of (C, H, W) maps, one of `SPATIAL`, or `MAPS`.
         memory_bytes: what the rows may take; None allows half of the memory that is available now. More is streamed.
         most_rows: of a batch at most, as in `Sequences`.
+        resampling: how banks are read at the times of another instead, whose rows they then have; None: they agree.
+        base: that other one, which may be none of the banks; None is the first of them.
 
     Raises:
         UserError: banks that don't fit together or to `spatial`, unknown ids, features that cannot be read or are not
-            finite, or no video left.
+            finite, rows too far from those times, or no video left.
     """
     columns = columns_of(banks, spatial)
     chosen, notes = common_ids(banks, ids)
-    rows = [dict(zip(bank.catalog["id"], bank.catalog["rows"].tolist(), strict=True)) for bank in banks]
+    base = banks[0] if base is None else base
+    shown = banks if resampling is None else [base]
+    rows = [dict(zip(bank.catalog["id"], bank.catalog["rows"].tolist(), strict=True)) for bank in shown]
     empty = [video_id for video_id in chosen if not any(counts[video_id] > 0 for counts in rows)]
     if empty:
         notes.append(f"videos without a single frame, left out: {len(empty)}, e.g. {empty[0]}")
@@ -312,9 +321,16 @@ def load_sequences(
     if not chosen:
         why = "; ".join(notes) or "it is empty"
         raise UserError(f"No video of {banks[0].path} is left to work with ({why}). Give another bank.")
-    seconds = [common_seconds(banks, [counts[video_id] for counts in rows], video_id) for video_id in chosen]
+    places: list[list[Places] | None] | None = None
+    if resampling is None:
+        seconds = [common_seconds(banks, [counts[video_id] for counts in rows], video_id) for video_id in chosen]
+    else:
+        seconds, places, more = at_times_of(base, banks, chosen, resampling)
+        methods = [None if each is None else resampling.method for each in places]
+        columns = [replace(column, method=method) for column, method in zip(columns, methods, strict=True)]
+        notes += more
     lengths = np.array([len(times) for times in seconds], np.int64)
-    reader = Reader(columns, chosen, lengths)
+    reader = Reader(columns, chosen, lengths, places)
     rows_of_all, views = int(lengths.sum()), reader.views
     size = views * rows_of_all * prod(reader.feature_shape) * reader.dtype.itemsize
     if size > (available_bytes() // 2 if memory_bytes is None else memory_bytes):
@@ -360,24 +376,35 @@ def same_rows(sequences: Sequence[Sequences], video: int) -> bool:
 
 
 def load_same_videos(
-    joined: Sequence[Sequence[Bank]], ids: Sequence[str], *, spatial: str | None, per_frame: bool
+    joined: Sequence[Sequence[Bank]],
+    ids: Sequence[str],
+    *,
+    spatial: str | None,
+    per_frame: bool,
+    resampling: Resampling | None = None,
 ) -> tuple[list[Sequences], list[str]]:
     """What several heads read, all of the same videos in the same order, and lines worth telling.
 
     Args:
         joined: for each head the banks whose features it reads side by side.
         ids: the videos; those that are not in every bank, or have no rows in one, are left out.
-        spatial: how maps are read.
+        spatial: how maps are read, of those that read any.
         per_frame: whether they predict every frame, and so must read the same rows.
+        resampling: how all banks after the very first are read at its times; None: as they are.
 
     Raises:
         UserError: they do not, or banks that do not fit together.
     """
     shared, notes = common_ids([bank for banks in joined for bank in banks], ids)
+    maps = [any(len(bank.config["recipe"]["feature_shape"]) == 3 for bank in banks) for banks in joined]
+    read_by = [spatial if reads or not any(maps) else None for reads in maps]
     while True:
         if not shared:
             raise UserError(f"No video is in all banks ({'; '.join(notes)}). Give banks of the same videos.")
-        sequences = [load_sequences(banks, shared, spatial=spatial) for banks in joined]
+        sequences = [
+            load_sequences(banks, shared, spatial=each, resampling=resampling, base=joined[0][0])
+            for banks, each in zip(joined, read_by, strict=True)
+        ]
         notes += [note for each in sequences for note in each.notes if note not in notes]
         kept = set(sequences[0].ids).intersection(*(each.ids for each in sequences))
         if all(len(each.ids) == len(kept) for each in sequences):
@@ -388,7 +415,8 @@ def load_same_videos(
     if differing:
         raise UserError(
             f"The banks hold different frames of {len(differing)} of {len(first.ids)} videos, e.g. of {differing[0]}; "
-            "heads that predict every frame need the same ones. Extract all with the same sampling."
+            "heads that predict every frame need the same ones. Extract all with the same sampling, or read the others "
+            "at the times of the first: --resample linear."
         )
     return sequences, notes
 

@@ -20,7 +20,7 @@ from pipeline import runs
 from pipeline.bundles import Bundle, Member, load_bundle, save_bundle, score_bundle
 from pipeline.calibration import fit_temperature, fit_thresholds, tempered
 from pipeline.fitting import fit
-from pipeline.heads import Head, HeadConfig
+from pipeline.heads import Head, HeadConfig, suited
 from pipeline.material import Material
 from pipeline.metrics import rows_with_target
 from pipeline.objectives import Objective, target_rows
@@ -111,9 +111,10 @@ def _fit_members(
     history: list[dict[str, Any]] = []
     notes: list[str] = []
     for number, (sequences, banks) in enumerate(zip(material.sequences, material.banks, strict=True)):
-        prepared = statistics(sequences, train, plan.head.inputs, pca=plan.pca)
+        config = suited(plan.head, sequences.feature_shape)
+        prepared = statistics(sequences, train, config.inputs, pca=plan.pca)
         torch.manual_seed(plan.fit.seed)
-        head = Head(plan.head, sequences.feature_shape, material.targets.outputs, prepared)
+        head = Head(config, sequences.feature_shape, material.targets.outputs, prepared)
         fitted = fit(
             head,
             sequences,
@@ -144,6 +145,7 @@ def _fit_members(
         fusion="mean" if len(members) > 1 else "none",
         min_seconds=plan.min_seconds,
         trained_on=seen,
+        resampling=material.resampling,
     )
     return bundle, history, notes
 

@@ -21,7 +21,17 @@ from pipeline.errors import UserError
 from stages.bench_commands import bench
 from stages.exchange_commands import export, import_features
 from stages.finetune_options import FINETUNE
-from stages.head_options import HEAD, SPLITS, STEPS, TARGET_FILES, TARGETS, TRAINING, learning_of, refuse_idle
+from stages.head_options import (
+    HEAD,
+    RESAMPLING,
+    SPLITS,
+    STEPS,
+    TARGET_FILES,
+    TARGETS,
+    TRAINING,
+    learning_of,
+    refuse_idle,
+)
 from stages.options import (
     BACKBONE,
     BANK,
@@ -170,12 +180,14 @@ def extract(**options: Any) -> None:
 @SPLITS
 @STEPS
 @HEAD
+@RESAMPLING
 @TRAINING
 def train_head(**options: Any) -> None:
     """Train a recurrent head on the sequences of BANK and score it on held-out videos, beside simple baselines.
 
     The target is the bank's label unless you say otherwise. What is held out is the bank's split column, else folds or
-    a random part: never a clip of a recording (group) that was trained on.
+    a random part: never a clip of a recording (group) that was trained on. Of several banks the first one's catalog and
+    times count.
     """
     with _loading():
         from stages.train_head import TrainHeadConfig, run
@@ -251,6 +263,9 @@ def predict(paths: tuple[Path, ...], **options: Any) -> None:
     layer, preprocessing and frames, or the command refuses. Without, the network's classes are those that its weights
     were trained on, and what it makes of all windows of a video is averaged. A video that cannot be read is named, and
     the exit status is 3.
+
+    With --bank the videos are read from banks made like those of training, in their order: so a head can label new
+    videos whose features were imported.
     """
     if by_itself(paths, options):
         from stages import classify

@@ -41,7 +41,7 @@ def _row(folder: Path) -> dict[str, Any]:
     kinds = {"class": f"{len(task['labels'])} classes", "multilabel": f"{len(task['labels'])} labels", "value": "value"}
     return {
         "run": str(folder),
-        "bank": " + ".join(Path(bank["path"]).name for bank in config["data"]["banks"]),
+        "bank": " + ".join(Path(bank["path"]).name for bank in config["data"]["banks"]) + _resampled(asked),
         "task": f"{kinds[task['kind']]} per {'frame' if task['per_frame'] else 'video'}",
         "split": results["split"],
         "head": head_words(head, asked["pca"]) + (f", fused by {asked['fuse']}" if asked["fuse"] != "concat" else ""),
@@ -61,6 +61,11 @@ def _row(folder: Path) -> dict[str, Any]:
         "frames_trained": results["cost"].get("frames_trained"),
         "seconds": results["cost"]["seconds"],
     }
+
+
+def _resampled(asked: dict[str, Any]) -> str:
+    """How the banks after the first were read at its times."""
+    return f", {asked['resampling']['method']} in time" if "resampling" in asked else ""
 
 
 def _trained(unfreeze: str) -> str:

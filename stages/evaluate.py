@@ -19,7 +19,7 @@ import torch
 from pipeline import recorded, rescoring, runs, splits
 from pipeline.bank import Bank
 from pipeline.bootstrap import bootstrap
-from pipeline.bundles import Bundle, check_banks, load_bundle, seen_in_training
+from pipeline.bundles import Bundle, check_banks, load_bundle, load_for, seen_in_training
 from pipeline.encoder import choose_device
 from pipeline.errors import UserError
 from pipeline.held_out import hold_out
@@ -156,7 +156,7 @@ def _own(
             wanted = {part: [video for video in getattr(fold, part) if video in known.values] for part in parts}
             every = [video for ids in wanted.values() for video in ids]
             with reading(bundle, every) as read:
-                sequences, _ = rescoring.load_for(bundle, read, every)
+                sequences, _ = load_for(bundle, read, every)
                 for part, ids in wanted.items():
                     if ids:
                         held = hold_out(bundle, sequences, known, ids, fold=fold.name, device=device)
@@ -212,7 +212,7 @@ def _other(display: Display, config: EvaluateConfig, finished: _Run, banks: list
         )
     if others := [video for video in fresh if video in set(spans)]:
         notes.append(f"spans of files of which the head was trained on others: {len(others)}, e.g. {others[0]}")
-    sequences, more = rescoring.load_for(bundle, banks, fresh)
+    sequences, more = load_for(bundle, banks, fresh)
     held = hold_out(bundle, sequences, targets, sequences[0].ids, fold="new", device=device)
     for note in [*notes, *more]:
         display.field("Note", note)

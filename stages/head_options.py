@@ -241,6 +241,21 @@ HEAD = grouped(
         heading="The head",
     ),
 )
+RESAMPLING = grouped(
+    _choice(
+        "--resample",
+        ["nearest", "linear"],
+        None,
+        "Read the other banks at the times of the first: the nearest row, or between two.  [default: rows must agree]",
+    ),
+    click.option(
+        "--max-gap",
+        type=Real(min=0, min_open=True),
+        metavar="SECONDS",
+        help="So far away may the nearest row be.  [default: 1.5 times the longer usual step of both, at least 0.1]",
+    ),
+    heading="Several banks with times of their own",
+)
 
 
 def training(
@@ -349,6 +364,7 @@ def refuse_idle(options: dict[str, Any]) -> None:
         ),
         "split_column": (given and f"{given} decides the parts", ("folds", "splits")),
         "test_share": (given and f"{given} decides the parts", ("folds", "splits")),
+        "max_gap": (None if options.get("resample") else "it is for --resample", ()),
     }
     source = click.get_current_context().get_parameter_source
     for name, (why, causes) in idle.items():
@@ -362,6 +378,7 @@ def learning_of(kind: Any, options: dict[str, Any]) -> Any:
     """The flat options of the command line as a nested config of some `kind`: `Learning`, or one that has more."""
     from pipeline.heads import HeadConfig
     from pipeline.optimisation import FitConfig
+    from pipeline.resampling import Resampling
     from pipeline.selection import Selection
 
     def take(config: Any) -> dict[str, Any]:
@@ -379,5 +396,7 @@ def learning_of(kind: Any, options: dict[str, Any]) -> Any:
     if options["bidirectional"] is None:
         options["bidirectional"] = options["cell"] != "none"
     epochs = options.pop("epochs")
+    resample, max_gap = options.pop("resample", None), options.pop("max_gap", None)
+    options["resampling"] = None if resample is None else Resampling(resample, max_gap)
     head, fit = HeadConfig(**take(HeadConfig)), FitConfig(**take(FitConfig))
     return kind(selection=selection, allow=allow, head=head, fit=fit, epochs=epochs, **options)

@@ -2,11 +2,14 @@
 
 The videos go through a temporary bank, by the engine, the sampling and the preprocessing of the bank that the head was
 trained on. A loaded backbone whose recipe is another is refused: the head would read numbers that mean something else.
+Videos that are banked already are read from their banks instead, which must have been made like those of training: that
+is how a head on imported features, which no backbone computes, labels new videos.
 """
 
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,12 @@ import torch
 
 from pipeline.alike import bank_alike, load_alike
 from pipeline.bank import Bank
-from pipeline.bundles import Bundle, load_bundle, seen_in_training
+from pipeline.bundles import Bundle, check_banks, load_bundle, seen_in_training
 from pipeline.encoder import choose_device
 from pipeline.errors import UserError
 from pipeline.features import records
 from pipeline.gathering import find_all
+from pipeline.joined_banks import common_ids
 from pipeline.prediction_timelines import OverTime, over_time
 from pipeline.predictions import Predictions, predict
 from pipeline.sources import source_text
@@ -36,10 +40,14 @@ _SHOWN_LABELS = 4
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Everything that `framebank predict` can be told; the defaults are those of the command."""
+    """Everything that `framebank predict` can be told; the defaults are those of the command.
+
+    Of `videos` and `banks` one is given; `banks` are in the order of training.
+    """
 
     run: Path
     videos: tuple[Path, ...]
+    banks: tuple[Path, ...] = ()
     csv: Path | None = None
     json: Path | None = None
     frames: Path | None = None
@@ -72,30 +80,35 @@ def run(config: PredictConfig) -> int:
     _check_outputs(config, bundle)
     if config.timeline is not None:
         timelines.check(config.timeline)
-    found, notes = find_all(config.videos, all_files=config.all_files)
-    if config.timeline is not None:
-        timelines.check(config.timeline, len(found))
     outputs = {"--csv": config.csv, "--json": config.json, "--frames": config.frames, "--segments": config.segments}
     outputs |= {"--timeline": config.timeline}
-    check_outputs(outputs, [*config.videos, *map(Path, found["path"]), *map(Path, config.weights)])
-    display.field("Found", counted(len(found), "video"))
     device = choose_device(config.device)
-    with tempfile.TemporaryDirectory(prefix="framebank-") as folder:
-        made = _bank(config, bundle, found, device, Path(folder), display)
-        if made is None:
-            display.line("Interrupted; nothing was predicted.")
-            return INTERRUPTED
-        failures = pd.concat([bank.failures[["id", "reason"]] for bank in made.values()]).drop_duplicates("id")
+    with ExitStack() as stack:
+        if config.banks:
+            found, notes, banks = _banked(config, bundle, outputs, stack)
+        else:
+            found, notes = find_all(config.videos, all_files=config.all_files)
+            check_outputs(outputs, [*config.videos, *map(Path, found["path"]), *map(Path, config.weights)])
+        if config.timeline is not None:
+            timelines.check(config.timeline, len(found))
+        display.field("Found", counted(len(found), "video"))
+        if not config.banks:
+            made = _bank(config, bundle, found, device, stack, display)
+            if made is None:
+                display.line("Interrupted; nothing was predicted.")
+                return INTERRUPTED
+            banks = [made[each["fingerprint"]] for member in bundle.members for each in member.banks]
+        failures = pd.concat([bank.failures[["id", "reason"]] for bank in banks]).drop_duplicates("id")
+        if config.banks:  # whoever made them was told what could not be banked
+            failures = failures.iloc[:0]
         ids = [video_id for video_id in found["id"] if video_id not in set(failures["id"])]
-        predictions = predict(bundle, made, ids, device=device) if ids else None
-        said = _over_time(config, predictions, made, device)
-        same, spans = seen_in_training(bundle, next(iter(made.values())))
-        if again := [*same, *spans]:
+        predictions = predict(bundle, banks, ids, device=device) if ids else None
+        said = _over_time(config, predictions, banks, device)
+        same, spans = seen_in_training(bundle, banks[0])
+        if again := [video for video in (*same, *spans) if video in set(found["id"])]:
             notes.append(
                 f"the head was trained on {len(again)} of these, e.g. {again[0]}: that it is right there proves nothing"
             )
-        for bank in made.values():
-            bank.close()
     for note in [*notes, *(predictions.notes if predictions else [])]:
         display.field("Note", note)
     if predictions is not None:
@@ -130,10 +143,28 @@ def _check_outputs(config: PredictConfig, bundle: Bundle) -> None:
         raise UserError(f"The head in {config.run} predicts no segments that --min-seconds could smooth; leave it out.")
 
 
+def _banked(
+    config: PredictConfig, bundle: Bundle, outputs: Mapping[str, Path | None], stack: ExitStack
+) -> tuple[pd.DataFrame, list[str], list[Bank]]:
+    """The videos that all given banks have (id, path), lines worth telling, and the banks, open.
+
+    Raises:
+        UserError: they are not like those of training, have no video in common, or are what would be written over.
+    """
+    check_outputs(outputs, config.banks)
+    banks = [stack.enter_context(Bank(path)) for path in config.banks]
+    notes = check_banks(bundle, banks)
+    ids, more = common_ids(banks, None)
+    if not ids:
+        raise UserError(f"No video is in all of {', '.join(map(str, config.banks))}; give banks of the same videos.")
+    catalog = banks[0].catalog.set_index("id")
+    return pd.DataFrame({"id": ids, "path": [catalog.at[video, "source"] for video in ids]}), [*notes, *more], banks
+
+
 def _bank(
-    config: PredictConfig, bundle: Bundle, found: pd.DataFrame, device: torch.device, folder: Path, display: Display
+    config: PredictConfig, bundle: Bundle, found: pd.DataFrame, device: torch.device, stack: ExitStack, display: Display
 ) -> dict[str, Bank] | None:
-    """Run each backbone that the bundle needs over the videos.
+    """Run each backbone that the bundle needs over the videos, into banks that are gone when the stack is unwound.
 
     Returns:
         fingerprint of the bank trained on -> the temporary bank like it; None when interrupted.
@@ -146,9 +177,10 @@ def _bank(
         display.field("Backbone", f"{backbone}; {sampling_words(alike.recipe['sampling'])}{rows}")
         for note in alike.notes:
             display.field("Note", note)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="framebank-")))
     made: dict[str, Bank] = {}
     for alike in loaded:
-        path = folder / f"{len(made)}.h5"
+        path = folder / f"bank{len(made) + 1}.h5"
         with display.progress(len(found), 0) as show:
             interrupted = bank_alike(
                 path,
@@ -162,19 +194,19 @@ def _bank(
             )
         if interrupted:
             return None
-        made[alike.fingerprint] = Bank(path)
+        made[alike.fingerprint] = stack.enter_context(Bank(path))
     return made
 
 
 def _over_time(
-    config: PredictConfig, predictions: Predictions | None, made: Mapping[str, Bank], device: torch.device
+    config: PredictConfig, predictions: Predictions | None, banks: Sequence[Bank], device: torch.device
 ) -> list[OverTime]:
     """What the head says over the time of each video, where that was asked for."""
     if config.timeline is None or predictions is None:
         return []
     shown = timelines.has_pictures(config.timeline)
     places = range(len(predictions.videos))
-    return [over_time(predictions, made, place, shown=shown, device=device) for place in places]
+    return [over_time(predictions, banks, place, shown=shown, device=device) for place in places]
 
 
 def _show(display: Display, predictions: Predictions) -> None:

@@ -8,6 +8,7 @@ import click
 
 from stages.options import (
     BACKBONE,
+    BANK,
     BATCH_SIZE,
     BY_HAND,
     DATA,
@@ -38,7 +39,8 @@ def _picked(*groups: Callable[[Any], Any], leave: Collection[str]) -> Callable[[
     return add
 
 
-OF_RUN = ("frames", "segments", "timeline", "min_seconds")
+OF_RUN = ("banks", "frames", "segments", "timeline", "min_seconds")
+OF_VIDEOS = ("weights", "all_files", "image_fps", "allow_partial", "precision", "batch_size")
 OF_NETWORK = (
     *("backbone", "preset", "image_size", "fit", "crop", "stride", "fps", "views", "top_k", "inflate"),
     *("clip_length", "clip_stride", "stack", "grey", "flow", "flow_method", "flow_weights"),
@@ -69,6 +71,14 @@ PREDICT = grouped(
     BATCH_SIZE,
     QUIET,
     grouped(
+        click.option(
+            "--bank",
+            "banks",
+            type=BANK,
+            multiple=True,
+            metavar="BANK",
+            help="Predict the videos of a bank like the head's, instead of VIDEO; one for each bank that it reads.",
+        ),
         click.option("--frames", type=DATA, metavar="FILE", help="Write a row per frame, with its time."),
         click.option(
             "--segments", type=DATA, metavar="FILE", help="Write id, start, end, label of predicted segments."
@@ -124,9 +134,14 @@ def by_itself(paths: tuple[Path, ...], options: dict[str, Any]) -> bool:
                     f"{param.opts[0]} is for a network by itself, and RUN decides it; leave it out, or give --backbone "
                     "or --recipe instead of RUN"
                 )
-    if not alone and len(paths) < 2:
+            if options["banks"] and param.name in OF_VIDEOS:
+                raise click.UsageError(f"{param.opts[0]} is for VIDEO, and --bank has been banked; leave it out")
+    if options["banks"] and len(paths) > 1:
+        raise click.UsageError(f"{paths[1]} is a VIDEO, and --bank gives videos that are banked; give one of both")
+    if not alone and len(paths) < 2 and not options["banks"]:
         raise click.UsageError(
-            "Missing VIDEO: give RUN and at least one; or, without RUN, --recipe or --backbone for a network by itself"
+            "Missing VIDEO: give RUN and at least one, or --bank BANK; or, without RUN, --recipe or --backbone for a "
+            "network by itself"
         )
     return alone
 

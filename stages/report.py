@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline import report_courses, report_data, report_errors, rescoring, runs
 from pipeline.bank import Bank
-from pipeline.bundles import check_banks, load_bundle
+from pipeline.bundles import check_banks, load_bundle, load_for
 from pipeline.encoder import choose_device
 from pipeline.errors import UserError
 from pipeline.pages import render, write_page
@@ -146,7 +146,7 @@ def _courses(
                 check_banks(bundle, banks)
             with threadpool_limits(limits=1, user_api="blas"):
                 torch.set_num_threads(1)
-                sequences, _ = rescoring.load_for(bundle, read, ids)
+                sequences, _ = load_for(bundle, read, ids)
                 for place, video in zip(places, ids, strict=True):
                     position = sequences[0].ids.index(video)
                     courses[place] = report_courses.course(bundle, sequences, position, device=device)

@@ -15,7 +15,7 @@ from pipeline.bank import Bank
 from pipeline.encoder import choose_device
 from pipeline.epochs import steps_of
 from pipeline.errors import UserError
-from pipeline.heads import vector_width
+from pipeline.heads import suited, vector_width
 from pipeline.imported import is_imported
 from pipeline.learning import COMPONENTS, EPOCHS, STEPS, Learning
 from pipeline.material import Material
@@ -42,6 +42,11 @@ class TrainHeadConfig(Learning):
         super().__post_init__()
         if len(self.banks) == 1 and self.fuse != "concat":
             raise UserError(f"--fuse {self.fuse} fuses the heads of several banks, and one bank was given")
+        if len(self.banks) == 1 and self.resampling is not None:
+            raise UserError(
+                f"--resample {self.resampling.method} reads other banks at the times of the first, and one bank was "
+                "given; for fewer of its rows give --fps or --stride"
+            )
         if len({path.resolve() for path in self.banks}) < len(self.banks):
             raise UserError("A bank is given twice; give each bank once.")
 
@@ -125,7 +130,8 @@ def _components(config: TrainHeadConfig, material: Material, folds: Sequence[Fol
     """Components of the PCA, 0 for none: as asked for, else 128 where inputs and training rows are more than that."""
     if config.pca is not None:
         return config.pca
-    widths = [config.head.inputs.width(vector_width(config.head, each.feature_shape)) for each in material.sequences]
+    shapes = [each.feature_shape for each in material.sequences]
+    widths = [config.head.inputs.width(vector_width(suited(config.head, shape), shape)) for shape in shapes]
     rows = min(int(each.lengths[material.positions(f.train)].sum()) for each in material.sequences for f in folds)
     if config.fuse == "svm":  # whose folds within a training part leave two thirds of it, or a validation part of them
         rows //= 4

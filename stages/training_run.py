@@ -105,6 +105,7 @@ def load(display: Display, banks: Sequence[Bank], learning: Learning) -> Loaded:
         spatial=learning.head.spatial,
         side_by_side=learning.fuse == "concat",
         group_column=None if column == "none" else column,
+        resampling=learning.resampling,
     )
     if material.groups is None and column not in ("group", "none"):
         raise UserError(f"The bank's column {column} is empty; give another --group-column, or none.")

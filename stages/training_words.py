@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.bank import Bank
-from pipeline.heads import Head, HeadConfig
+from pipeline.heads import Head, HeadConfig, suited
 from pipeline.material import Material
 from pipeline.metrics import higher_is_better
 from pipeline.selection import Selection
@@ -121,7 +121,7 @@ def _parameters(plan: Plan, feature_shape: Sequence[int], outputs: int) -> int:
         width = plan.head.inputs.width(feature_shape[0])
         components = None if plan.pca is None else torch.zeros(width, min(plan.pca, width))
         prepared = Standardisation(torch.zeros(width), torch.ones(width), components, channels, channels)
-        head = Head(plan.head, feature_shape, outputs, prepared)
+        head = Head(suited(plan.head, feature_shape), feature_shape, outputs, prepared)
     return sum(parameter.numel() for parameter in head.parameters())
 
 

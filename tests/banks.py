@@ -58,13 +58,21 @@ def embeddings(video_id: str, rows: int, shape: tuple[int, ...] = (8,)) -> np.nd
 
 
 def bank_of(
-    path: Path, videos: Mapping[str, np.ndarray], columns: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any
+    path: Path,
+    videos: Mapping[str, np.ndarray],
+    columns: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    seconds: Mapping[str, np.ndarray] | None = None,
+    start_time: float = 0.0,
+    **changes: Any,
 ) -> Path:
-    """A bank of given embeddings, 10 rows a second.
+    """A bank of given embeddings.
 
     Args:
         videos: id -> (T, D) or (T, C, H, W).
         columns: id -> changes to its catalog row.
+        seconds: id -> (T,) times of its rows; ten a second where they are not given.
+        start_time: presentation time of every video's first frame.
         changes: to the recipe.
     """
     made = config(**{"feature_shape": list(next(iter(videos.values())).shape[1:]), "store": "float32", **changes})
@@ -72,9 +80,9 @@ def bank_of(
     writer = PartWriter(path, made, lambda *_: None)
     for video_id, rows in videos.items():
         sink = writer.open(row(video_id, **{"digest": video_id, **(columns or {}).get(video_id, {})}))
-        if len(rows):
-            sink.append(rows.astype(np.float32), np.arange(len(rows)) / 10, np.arange(len(rows)))
-        sink.finish({"frames_decoded": len(rows), "duration": len(rows) / 10, "start_time": 0.0, "fps": 10.0})
+        times = (seconds or {}).get(video_id, np.arange(len(rows)) / 10)
+        sink.append(rows.astype(np.float32), times, np.arange(len(rows)))
+        sink.finish({"frames_decoded": len(rows), "duration": len(rows) / 10, "start_time": start_time, "fps": 10.0})
     writer.seal()
     return path
 

@@ -417,7 +417,7 @@ def test_a_head_on_it_cannot_see_a_video_and_says_what_to_do(run: Path, data: Pa
     result = framebank("predict", run / "run", clip)
     assert result.exit_code == 2
     assert "no backbone here" in result.stderr
-    assert "framebank evaluate RUN BANK" in result.stderr
+    assert "framebank predict RUN --bank BANK" in result.stderr
     result = framebank("finetune", data, "--head", run / "run", "--out", tmp_path / "tuned")
     assert (result.exit_code, "trained on imported features" in result.stderr) == (2, True)
     result = framebank("extract", data, "--weights", run / "run", "--out", tmp_path / "new.h5")
@@ -432,6 +432,9 @@ def test_new_features_are_scored_by_a_bank_of_theirs(run: Path, tmp_path: Path) 
     result = framebank("evaluate", run / "run", tmp_path / "new.h5", "--json", tmp_path / "scores.json")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "scores.json").read_text())
+    labelled = framebank("predict", run / "run", "--bank", tmp_path / "new.h5", "--csv", tmp_path / "labels.csv")
+    assert labelled.exit_code == 0, labelled.output
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 7
 
 
 def test_segments_need_times(run: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline.held_out import hold_out_baselines
 from pipeline.material import Material, load_material
 from pipeline.objectives import Objective
 from pipeline.optimisation import FitConfig
+from pipeline.resampling import Resampling
 from pipeline.results import Task
 from pipeline.scoring import evaluate, score
 from pipeline.sealing import PartWriter
@@ -47,8 +48,8 @@ def videos_of(count: int = COUNT, views: int = VIEWS, seed: int = 0) -> dict[str
 VIDEOS = videos_of()
 
 
-def bank_of_views(path: Path, videos: dict[str, np.ndarray] = VIDEOS, **changes: object) -> Bank:
-    """A bank of (T, K, D) rows."""
+def bank_of_views(path: Path, videos: dict[str, np.ndarray] = VIDEOS, *, rate: float = 10, **changes: object) -> Bank:
+    """A bank of (T, K, D) rows, so many a second."""
     _, count, features = next(iter(videos.values())).shape
     made = config(
         feature_shape=[features], store="float32", views={"kind": "random", "count": count, "seed": 0}, **changes
@@ -57,7 +58,7 @@ def bank_of_views(path: Path, videos: dict[str, np.ndarray] = VIDEOS, **changes:
     writer = PartWriter(path, made, lambda *_: None)
     for video, rows in videos.items():
         sink = writer.open(row(video, digest=video), [{"box": None, "flip": False}] * count)
-        sink.append(rows, np.arange(len(rows)) / 10, np.arange(len(rows)))
+        sink.append(rows, np.arange(len(rows)) / rate, np.arange(len(rows)))
         sink.finish({"frames_decoded": len(rows), "duration": len(rows) / 10})
     writer.seal()
     return Bank(path)
@@ -225,6 +226,20 @@ def test_banks_side_by_side_keep_their_views_together(bank: Bank, tmp_path: Path
         for place, video in enumerate(joined.ids):
             expected = np.hstack([VIDEOS[video][:, view], second[video][:, view]])
             np.testing.assert_array_equal(chosen.read(place).numpy(), expected)
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 0], ids=["memory", "stream"])
+def test_each_view_is_resampled_by_itself(bank: Bank, tmp_path: Path, memory_bytes: int | None) -> None:
+    second = {video: rows[: len(rows) // 2 + 1] for video, rows in videos_of(seed=1).items()}
+    second = {video: second[video] for video, rows in VIDEOS.items() if 2 * len(second[video]) >= len(rows)}
+    slow = bank_of_views(tmp_path / "slow.h5", second, rate=5)
+    joined = load_sequences([bank, slow], list(second), memory_bytes=memory_bytes, resampling=Resampling("linear"))
+    for view, chosen in enumerate(joined.in_each_view()):
+        for place, video in enumerate(joined.ids):
+            columns = second[video][:, view].T.astype(np.float64)
+            there, wanted = np.arange(columns.shape[1]) / 5, np.arange(len(VIDEOS[video])) / 10
+            expected = np.stack([np.interp(wanted, there, column) for column in columns], axis=1)
+            np.testing.assert_allclose(chosen.read(place)[:, FEATURES:], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("views", [1, 2])

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.bank import Bank
-from pipeline.bundles import load_bundle, score_bundle
+from pipeline.bundles import load_bundle, load_for, score_bundle
 from pipeline.recorded import held_out, task_of
 from pipeline.report_courses import POINTS, course
-from pipeline.rescoring import load_for
 from pipeline.runs import fold_folder, read_results
 from pipeline.sequences import load_sequences
 from tests.banks import bank_of, in_order
