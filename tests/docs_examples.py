@@ -132,7 +132,7 @@ def simple_commands(text: str) -> list[list[str]]:
     for word in words:
         if word in ("<", ">", ">>", "2>", "<<"):
             next(words, None)  # the file
-        elif set(word) <= set("|&;()"):
+        elif word and set(word) <= set("|&;()"):
             found.append([])
         else:
             found[-1].append(word)

@@ -170,6 +170,15 @@ def _make_commands(folder: Path) -> None:
         (folder / ".venv" / stamp).touch()
 
 
+def environment_of(sandbox: Path) -> dict[str, str]:
+    """What processes that are started in the sandbox, or from this one, need to know."""
+    return {
+        "TORCH_HOME": str(sandbox / ".venv" / "torch"),
+        "PATH": os.pathsep.join([str(sandbox / ".venv" / "bin"), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(sandbox / ".venv" / "python"), str(ROOT)]),
+    }
+
+
 def one_epoch(words: list[str]) -> list[str]:
     """The arguments of `framebank`, with one epoch where the command trains and does not say how long."""
     trains = bool(words) and words[0] in ONE_EPOCH and not {"--epochs", "--help", "-h"} & set(words)
@@ -226,10 +235,7 @@ def run_command(command: Command) -> None:
         done = framebank(*one_epoch(words[1:]))
         status, said = done.exit_code, done.output
     else:
-        here = Path.cwd()
-        path = os.pathsep.join([str(here / ".venv" / "bin"), os.environ["PATH"]])
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-        environment |= {"PATH": path, "PYTHONPATH": os.pathsep.join([str(here / ".venv" / "python"), str(ROOT)])}
         shell = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command.text],
             env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs_examples import PAGES, RUNNABLE, blocks_of, check, commands_of, name_of, program_of, simple_commands
-from tests.docs_sandbox import make_sandbox, run_page
+from tests.docs_sandbox import environment_of, make_sandbox, run_page
 
 WITH_EXAMPLES = [page for page in PAGES if blocks_of(page)]
 RUN = [page for page in WITH_EXAMPLES if any(block.reason is None for block in blocks_of(page))]
@@ -70,19 +70,19 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     from tests.docs_sandbox_weights import random_url
 
-    base = tmp_path_factory.mktemp("docs")
+    folder = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(base / "torch"))
+        for name, value in environment_of(folder).items():
+            patch.setenv(name, value)
         patch.setattr(WeightsEnum, "url", property(random_url))
-        (base / "pristine").mkdir()
-        make_sandbox(base / "pristine")
-        yield base / "pristine"
-    shutil.rmtree(base)  # weights of every network that the pages name
+        make_sandbox(folder)
+        yield folder
+    shutil.rmtree(folder)  # with the weights of every network that the pages name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_examples_run(page: Path, sandbox: Path, tmp_path: Path) -> None:
-    shutil.copytree(sandbox, tmp_path / "page", symlinks=True)
+    shutil.copytree(sandbox, tmp_path / "page", ignore=shutil.ignore_patterns("torch"))
     run_page(page, tmp_path / "page")
     shutil.rmtree(tmp_path / "page")
