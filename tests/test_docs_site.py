@@ -85,6 +85,15 @@ def test_the_site_fetches_nothing(site: Path) -> None:
         assert not re.search(r"url\(['\"]?(?:https?:)?//|@import", style.read_text("utf-8")), style
 
 
+def test_what_pages_show_and_link_to_is_there(site: Path) -> None:
+    """Raw HTML too, as of pictures for light and dark, which mkdocs passes over."""
+    for page in site.rglob("*.html"):
+        for link in re.findall(r"""\s(?:src|href|srcset)=["']?([^"'\s>]+)""", page.read_text("utf-8")):
+            path = unquote(link.partition("#")[0])
+            if path and not re.match(r"\w+:|//|/", path):  # 404.html has absolute ones, for servers
+                assert (page.parent / path).exists(), f"{page.relative_to(site)}: {link}"
+
+
 def commands(command: click.Command, path: str) -> list[tuple[str, click.Command]]:
     below = command.commands.items() if isinstance(command, click.Group) else ()
     return [(path, command)] + [each for name, one in below for each in commands(one, f"{path} {name}")]
