@@ -85,8 +85,11 @@ check: .venv/.installed-dev ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/.installed-dev ## build the documentation's site, into site/ (open site/index.html)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 clean: ## remove caches and install stamps; .venv/ itself and data/ stay
-	rm -rf build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f .venv/.installed .venv/.installed-dev
 	find pipeline stages tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -105,4 +108,4 @@ clean: ## remove caches and install stamps; .venv/ itself and data/ stay
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-.PHONY: help demo extract train-head finetune describe bench test test-all check clean
+.PHONY: help demo extract train-head finetune describe bench test test-all check docs clean

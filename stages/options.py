@@ -73,16 +73,22 @@ def grouped(*options: Callable[[Any], Any], heading: str = "") -> Callable[[Any]
     return add
 
 
+def option_sections(command: click.Command, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
+    """The options of a command by their heading, each as its names and its text; those without a heading come first."""
+    sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+        if record is not None:
+            sections.setdefault(_HEADINGS.get(param, "Options"), []).append(record)
+    return sections
+
+
 class Headed(click.Command):
     """A command whose help lists its options under headings, all in the same two columns."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Options without a heading come first."""
-        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-            if record is not None:
-                sections.setdefault(_HEADINGS.get(param, "Options"), []).append(record)
+        sections = option_sections(self, ctx)
         width = max(len(names) for rows in sections.values() for names, _ in rows if len(names) <= _OPTION_COLUMN)
         for heading, ((names, text), *others) in sections.items():
             with formatter.section(heading):

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ["help", "demo", "extract", "train-head", "finetune", "describe"]
-TARGETS += ["bench", "test", "test-all", "check", "clean"]
+TARGETS += ["bench", "test", "test-all", "check", "docs", "clean"]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -171,6 +171,7 @@ def test_other_commands(project: Path) -> None:
     assert calls(project, "test") == [["python", "-m", "pytest", "-n", "2", "--cov", "--cov-report=term"]]
     assert calls(project, "test-all", "JOBS=8") == [["python", "-m", "pytest", "-n", "8", "-m", ""]]
     assert calls(project, "check") == [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
+    assert calls(project, "docs") == [["python", "-m", "mkdocs", "build", "--quiet"]]
 
 
 def test_installs_when_needed_and_then_no_more(project: Path) -> None:
