@@ -22,7 +22,7 @@ from pipeline.bundles import BACKBONE_FILE, Bundle, check_recipe, load_bundle
 from pipeline.encoder import choose_batch_size, choose_precision
 from pipeline.engine import Progress
 from pipeline.errors import UserError
-from pipeline.extraction import embed, flow_of, make_encoding, reading_of, recipe_of, with_region
+from pipeline.extraction import Encoding, embed, flow_of, make_encoding, reading_of, recipe_of, with_region
 from pipeline.imported import is_imported
 from pipeline.resuming import with_state
 from pipeline.sampling import Sampling
@@ -260,9 +260,28 @@ def bank_alike(
     Returns:
         whether it was interrupted. What could not be read is in the bank's ledger of failures.
     """
-    videos = with_state(with_region(found, alike.recipe["crop"], image_fps))
+    encoding = encoding_alike(alike, device=device, batch_size=batch_size, allow_partial=allow_partial)
+    return bank_with(out, found, encoding, image_fps=image_fps, on_progress=on_progress)
+
+
+def encoding_alike(
+    alike: Alike, *, device: torch.device, batch_size: str = "auto", allow_partial: bool = False
+) -> Encoding:
+    """The encoder that `bank_alike` makes, to be used for one bank or for several; the arguments are the same."""
     options = reading_of(alike.made, alike.backbone.preprocessing, allow_partial=allow_partial)
     size = choose_batch_size(batch_size, device, alike.made["compute"], options.window)
-    encoding = make_encoding(alike.backbone, alike.recipe, options, device, size, "")
+    return make_encoding(alike.backbone, alike.recipe, options, device, size, "")
+
+
+def bank_with(
+    out: Path,
+    found: pd.DataFrame,
+    encoding: Encoding,
+    *,
+    image_fps: float | None = None,
+    on_progress: Callable[[Progress], None],
+) -> bool:
+    """Bank videos in a new bank with an encoder that was made; arguments and result are those of `bank_alike`."""
+    videos = with_state(with_region(found, encoding.recorded["recipe"]["crop"], image_fps))
     banks.create(out, encoding.recorded)
     return embed(out, videos, encoding, Progress(), on_progress=on_progress, on_note=lambda _: None)

@@ -197,8 +197,12 @@ def with_region(table: pd.DataFrame, crop: str, image_fps: float | None) -> pd.D
 
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second interrupts at once."""
+    """An event that the first SIGINT or SIGTERM sets; the second interrupts at once. Only a process's main thread hears
+    signals: elsewhere nothing sets it."""
     stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def ask(signum: int, frame: object) -> None:
         if stop.is_set():

@@ -17,7 +17,7 @@ from pipeline.bank import Bank
 from pipeline.bundles import Bundle, decide, load_for, score_bundle
 from pipeline.errors import UserError
 from pipeline.segments import Clock, clocks, segments_of, smooth
-from pipeline.sequences import same_rows
+from pipeline.sequences import Sequences, same_rows
 from pipeline.targets import SEPARATOR
 
 
@@ -81,9 +81,27 @@ def predict(
         UserError: banks that do not agree on a video, or features that are not finite.
     """
     sequences, notes = load_for(bundle, banks, ids)
+    made = predict_sequences(bundle, sequences, clocks(banks[0], sequences[0].ids), device=device)
+    return replace(made, notes=[*notes, *made.notes])
+
+
+def predict_sequences(
+    bundle: Bundle, sequences: Sequence[Sequences], clock: Mapping[str, Clock], *, device: torch.device | str = "cpu"
+) -> Predictions:
+    """The same of sequences, one for each of the bundle's members, all with the same videos in the same order.
+
+    Args:
+        bundle: the bundle.
+        sequences: what its heads read.
+        clock: id -> when its frames are shown.
+        device: where the heads run.
+
+    Raises:
+        UserError: sequences that do not agree on a video's frames, where every frame is predicted.
+    """
     first = sequences[0]
     videos = np.arange(len(first))
-    clock = clocks(banks[0], first.ids)
+    notes: list[str] = []
     steps: list[np.ndarray] = []
     decided: list[np.ndarray] = []
     differing = [video for place, video in enumerate(first.ids) if not same_rows(sequences, place)]
@@ -105,7 +123,7 @@ def predict(
         probability = np.asarray(score_bundle(bundle, sequences, videos, device=device))
         shown = table(bundle, probability, decide(bundle, probability))
     shown.insert(0, "id", list(first.ids))
-    return Predictions(bundle, shown, steps, decided, clock, notes)
+    return Predictions(bundle, shown, steps, decided, dict(clock), notes)
 
 
 def every_step(bundle: Bundle) -> Bundle:

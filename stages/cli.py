@@ -44,10 +44,9 @@ from stages.options import (
     WHAT,
     WINDOW,
     WORKERS,
-    read_window,
     read_workers,
 )
-from stages.predict_options import PREDICT, by_itself, of_network, of_run, read_given_views, read_sampling
+from stages.predict_options import PREDICT, by_itself, extraction_of, of_network, of_run
 from stages.recipe_options import RECIPE, SHIPPED, Filled
 
 
@@ -165,10 +164,7 @@ def extract(**options: Any) -> None:
         with _loading():
             from stages.extract import ExtractConfig, run
 
-        read_sampling(options)
-        read_window(options)
-        read_given_views(options)
-        status = run(ExtractConfig(**options), cluster)
+        status = run(extraction_of(ExtractConfig, options), cluster)
     raise SystemExit(status)
 
 

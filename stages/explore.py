@@ -27,6 +27,12 @@ class ExploreConfig:
 
     bank: Path
     out: Path | None = None
+    quiet: bool = False
+
+    @property
+    def page(self) -> Path:
+        """Where the page goes."""
+        return self.out or self.bank.with_suffix(".html")
 
 
 def run(config: ExploreConfig) -> int:
@@ -38,8 +44,8 @@ def run(config: ExploreConfig) -> int:
     Raises:
         UserError: there is no such bank, its features cannot be read, or the page cannot lie where it should.
     """
-    display = Display()
-    out = config.out or config.bank.with_suffix(".html")
+    display = Display(quiet=config.quiet)
+    out = config.page
     with Bank(config.bank) as bank:
         sources = [Path(source_path(source)) for source in bank.catalog["source"]]
         check_outputs({"--out": out}, [config.bank, *bank.files, *sources])

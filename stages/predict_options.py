@@ -167,6 +167,18 @@ def of_network(kind: Any, paths: tuple[Path, ...], options: dict[str, Any]) -> A
     return kind(videos=paths, weights=weights[0] if weights else "DEFAULT", **options)
 
 
+def extraction_of(kind: Any, options: dict[str, Any]) -> Any:
+    """The options of extract as a config of this kind, without those of a cluster (`stages.options.read_workers`).
+
+    Raises:
+        click.UsageError: options that exclude one another.
+    """
+    read_sampling(options)
+    read_window(options)
+    read_given_views(options)
+    return kind(**options)
+
+
 def read_sampling(options: dict[str, Any]) -> None:
     """Replace the options of which frames are taken by `sampling` (None: not said)."""
     from pipeline.sampling import Sampling

@@ -46,6 +46,13 @@ class ReportConfig:
 
     runs: tuple[Path, ...]
     out: Path | None = None
+    quiet: bool = False
+
+    @property
+    def page(self) -> Path:
+        """Where the page goes."""
+        several = len(self.runs) > 1
+        return self.out or (self.runs[0].parent / "comparison.html" if several else self.runs[0] / "report.html")
 
 
 def run(config: ReportConfig) -> int:
@@ -57,10 +64,8 @@ def run(config: ReportConfig) -> int:
     Raises:
         UserError: a folder holds no finished run, or the page cannot lie where it should.
     """
-    display = Display()
-    several = len(config.runs) > 1
-    default = config.runs[0].parent / "comparison.html" if several else config.runs[0] / "report.html"
-    out = config.out or default
+    display = Display(quiet=config.quiet)
+    several, out = len(config.runs) > 1, config.page
     finished = [report_data.read(folder) for folder in config.runs]
     banks = [Path(source_path(bank["path"])) for each in finished for bank in each.config["data"]["banks"]]
     made = [file for folder in config.runs for file in folder.rglob("*") if file.suffix != ".html"]

@@ -15,14 +15,16 @@ import pipeline
 import stages
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted(path for folder in ("pipeline", "stages", "tests") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(
+    path for folder in ("framebank", "pipeline", "stages", "tests") for path in (ROOT / folder).rglob("*.py")
+)
 PACKAGE_FILES = [path for path in FILES if path.parts[len(ROOT.parts)] != "tests"]
 COMMANDS = ("bench_commands", "exchange_commands")
 OPTIONS = ("options", "head_options", "finetune_options", "predict_options", "recipe_options", *COMMANDS)
 ONLY_IN = {  # an outside world -> the files that may know it
     "h5py": {"pipeline/features.py"},
     "av": {"pipeline/frames.py", "pipeline/samples.py", "stages/naive_loop.py"},
-    "click": {f"stages/{name}.py" for name in ("cli", *OPTIONS)},
+    "click": {"framebank/asking.py", *(f"stages/{name}.py" for name in ("cli", *OPTIONS))},
     "sklearn": {
         "pipeline/bank_map.py",
         "pipeline/baselines.py",
@@ -71,7 +73,7 @@ def packages(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", [path for path in PACKAGE_FILES if path.parent.name == "pipeline"], ids=name)
 def test_pipeline_never_imports_stages(path: Path) -> None:
-    assert "stages" not in packages(path)
+    assert not {"stages", "framebank"} & packages(path)
 
 
 @pytest.mark.parametrize("path", [path for path in PACKAGE_FILES if path.parent.name == "stages"], ids=name)
@@ -80,6 +82,7 @@ def test_stages_never_import_each_other(path: Path) -> None:
     if name(path) not in PUT_STAGES_IN_A_ROW:
         assert imported(path) & modules <= SHARED_BY_STAGES
     assert "stages.cli" not in imported(path), "nothing needs the command line"
+    assert "framebank" not in packages(path), "Python's functions are over the stages, not below"
 
 
 @pytest.mark.parametrize("path", PACKAGE_FILES, ids=name)
@@ -133,9 +136,11 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 def test_the_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = (project["optional-dependencies"][name] for name in ("flow", "parquet"))
+    extras = (project["optional-dependencies"][name] for name in ("flow", "parquet", "xarray"))
     wanted = sum(extras, project["dependencies"])
     declared = {canonicalize_name(Requirement(text).name) for text in wanted} - {"bokeh"}  # Dask imports it
-    used = set().union(*map(packages, PACKAGE_FILES)) - set(sys.stdlib_module_names) - {"pipeline", "stages"}
+    used = (
+        set().union(*map(packages, PACKAGE_FILES)) - set(sys.stdlib_module_names) - {"framebank", "pipeline", "stages"}
+    )
     called = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-contrib-python-headless"}
     assert {called.get(package) or canonicalize_name(package) for package in used} == declared
