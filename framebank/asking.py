@@ -4,11 +4,12 @@ What is given as a keyword counts as typed, so a recipe yields to it, and option
 in the same words.
 """
 
+import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import click
 
@@ -17,6 +18,7 @@ from stages.cli import main
 from stages.recipe_options import options_of
 
 StrPath = str | os.PathLike[str]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # What a function says by what it returns or by an argument of its own, and what only a terminal needs.
 _ELSEWHERE = {"out", "quiet", "dry-run", "csv", "json", "log-json"}
@@ -35,6 +37,22 @@ def keywords(name: str) -> dict[str, click.Option]:
     options = {**options_of(command), **dict(zip(["recipe"], recipes, strict=False))}
     taken = _ONLY.get(name, options.keys() - _ELSEWHERE)
     return {key.replace("-", "_"): option for key, option in options.items() if key in taken}
+
+
+def with_keywords(options: type) -> Callable[[_Function], _Function]:
+    """Let `help` and the completion of notebooks show a function's options one by one, as editors do by their types."""
+    types = get_type_hints(options)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=types[name]) for name in types
+    ]
+
+    def add(function: _Function) -> _Function:
+        shown = inspect.signature(function)
+        own = [each for each in shown.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        function.__dict__["__signature__"] = shown.replace(parameters=[*own, *more])
+        return function
+
+    return add
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from pipeline.errors import UserError
 from pipeline.features import records, time_axis
 
 if TYPE_CHECKING:
-    import dask.array
-    import xarray
+    from dask.array import Array as DaskArray
+    from xarray import DataArray
 
     from framebank.datasets import SequenceDataset
 
@@ -64,7 +64,7 @@ class Bank(banks.Bank):
     def _rows(self) -> dict[str, int]:
         return dict(zip(self.catalog["id"], self.catalog["rows"].tolist(), strict=True))
 
-    def dask(self, video_id: str | None = None) -> "dask.array.Array":
+    def dask(self, video_id: str | None = None) -> "DaskArray":
         """The embeddings of one video as a dask array, or of all videos, one after the other in the catalog's order.
 
         Args:
@@ -84,14 +84,12 @@ class Bank(banks.Bank):
             return self._dask(video_id, self.shape(video_id))
         if not len(self):
             raise UserError(f"{self.path} holds no video, so there are no rows.")
-        rows = self._rows
-        shapes = {each: self.shape(each) for each in list(self)[:1]}
-        first = next(iter(shapes.values()))
+        rows, first = self._rows, self.shape(next(iter(self)))
         axis = len(first) - 1 - len(self.config["recipe"]["feature_shape"])
         parts = [self._dask(each, (*first[:axis], rows[each], *first[axis + 1 :])) for each in self]
         return dask.array.concatenate(parts, axis=axis)
 
-    def _dask(self, video_id: str, shape: tuple[int, ...]) -> "dask.array.Array":
+    def _dask(self, video_id: str, shape: tuple[int, ...]) -> "DaskArray":
         import dask.array
         from dask.base import tokenize
 
@@ -101,7 +99,7 @@ class Bank(banks.Bank):
         name = f"framebank-{tokenize(os.fspath(self.path.absolute()), self.fingerprint, video_id, shape)}"
         return dask.array.from_array(rows, chunks=tuple(chunks), name=name, asarray=True)
 
-    def xarray(self, video_id: str) -> "xarray.DataArray":
+    def xarray(self, video_id: str) -> "DataArray":
         """The embeddings of one video with named dimensions, which needs the package xarray.
 
         Args:

@@ -4,15 +4,15 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack, overload
 
 import numpy as np
 import pandas as pd
 import torch
 
-from framebank.asking import StrPath, asked, several, unchanged
+from framebank.asking import StrPath, asked, several, unchanged, with_keywords
 from framebank.predict_options import PredictOptions
 from pipeline import bundles
 from pipeline.alike import bank_with, encoding_alike, load_alike
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Features = np.ndarray | torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What a run says of one video.
 
@@ -62,7 +62,7 @@ class Prediction:
     segments: pd.DataFrame | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions(Sequence[Prediction]):
     """What a run says of several videos: a sequence of `Prediction`s, and the same as tables.
 
@@ -75,12 +75,16 @@ class Predictions(Sequence[Prediction]):
     videos: pd.DataFrame
     failures: pd.DataFrame
     notes: tuple[str, ...]
-    _each: tuple[Prediction, ...]
+    _each: tuple[Prediction, ...] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self._each)
 
-    def __getitem__(self, place: Any) -> Any:
+    @overload
+    def __getitem__(self, place: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Prediction]: ...
+    def __getitem__(self, place: int | slice) -> Prediction | Sequence[Prediction]:
         return self._each[place]
 
 
@@ -101,14 +105,15 @@ class Predictor:
         self.run = Path(run)
         with asked("predict", [run, "video"], options) as given:
             self._given = given
-        self._bundle = bundles.load_bundle(self.run)
+        with unchanged():
+            self._bundle = bundles.load_bundle(self.run)
+            self._device = choose_device(given["device"])
         if given["min_seconds"] is not None:
             if not self._bundle.per_frame or self._bundle.kind == "value":
                 raise UserError(f"{self.run} predicts no segments that min_seconds could smooth; leave it out.")
             self._bundle = replace(self._bundle, min_seconds=given["min_seconds"])
         self.labels, self.kind, self.per_frame = self._bundle.labels, self._bundle.kind, self._bundle.per_frame
         self.feature_shapes = tuple(member.head.feature_shape for member in self._bundle.members)
-        self._device = choose_device(given["device"])
         self._display = Display(quiet=not progress)
         self._lock = threading.Lock()
         self._loaded: tuple[dict[str, Encoding], tuple[str, ...]] | None = None
@@ -229,6 +234,7 @@ class Predictor:
             return _each(predict_sequences(self._bundle, sequences, {"": clock}, device=self._device))[0]
 
 
+@with_keywords(PredictOptions)
 def load_bundle(run: StrPath, *, progress: bool = False, **options: Unpack[PredictOptions]) -> Predictor:
     """Load a finished run to predict with, for as often as one likes.
 
@@ -243,6 +249,7 @@ def load_bundle(run: StrPath, *, progress: bool = False, **options: Unpack[Predi
     return Predictor(run, progress=progress, **options)
 
 
+@with_keywords(PredictOptions)
 def predict(
     run: StrPath, videos: StrPath | Iterable[StrPath], *, progress: bool = False, **options: Unpack[PredictOptions]
 ) -> Predictions:

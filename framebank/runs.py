@@ -124,7 +124,7 @@ class Run:
         return runs.read_config(self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What came of scoring a run once more.
 

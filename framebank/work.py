@@ -9,7 +9,7 @@ from typing import Unpack
 
 import pandas as pd
 
-from framebank.asking import StrPath, asked, several, unchanged
+from framebank.asking import StrPath, asked, several, unchanged, with_keywords
 from framebank.banks import Bank
 from framebank.evaluate_options import EvaluateOptions
 from framebank.extract_options import ExtractOptions
@@ -20,6 +20,7 @@ from framebank.train_head_options import TrainHeadOptions
 _INTERRUPTED = 130
 
 
+@with_keywords(ExtractOptions)
 def extract(data: StrPath, out: StrPath, *, progress: bool = False, **options: Unpack[ExtractOptions]) -> Bank:
     """Bank the embeddings of all frames of all videos, as `framebank extract` does; what is banked is not done again.
 
@@ -53,6 +54,7 @@ def extract(data: StrPath, out: StrPath, *, progress: bool = False, **options: U
     return Bank(out)
 
 
+@with_keywords(TrainHeadOptions)
 def train_head(
     banks: StrPath | Iterable[StrPath], out: StrPath, *, progress: bool = False, **options: Unpack[TrainHeadOptions]
 ) -> Run:
@@ -79,6 +81,7 @@ def train_head(
     return Run(out)
 
 
+@with_keywords(FinetuneOptions)
 def finetune(data: StrPath, out: StrPath, *, progress: bool = False, **options: Unpack[FinetuneOptions]) -> Run:
     """Train the last blocks of a backbone together with its head, as `framebank finetune` does, in this process.
 
@@ -111,6 +114,7 @@ def finetune(data: StrPath, out: StrPath, *, progress: bool = False, **options: 
     return Run(out)
 
 
+@with_keywords(EvaluateOptions)
 def evaluate(
     run: StrPath,
     banks: StrPath | Iterable[StrPath] = (),

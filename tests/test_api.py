@@ -63,7 +63,9 @@ def test_every_name_says_what_it_gives() -> None:
         assert inspect.getdoc(value), name
         if inspect.isfunction(value):
             assert "Raises:" in value.__doc__, name
-            assert value.__annotations__.keys() >= set(inspect.signature(value).parameters) | {"return"}, name
+            shown = inspect.signature(value)
+            assert all(each.annotation is not each.empty for each in shown.parameters.values()), name
+            assert shown.return_annotation is not shown.empty, name
         else:
             members = [each for each in vars(value).items() if each[0][0] != "_"]
             methods = [each for each in members if inspect.isfunction(each[1]) or isinstance(each[1], property)]
@@ -71,6 +73,7 @@ def test_every_name_says_what_it_gives() -> None:
                 assert inspect.getdoc(each), f"{name}.{method}"
 
 
+@pytest.mark.slow
 def test_a_sample_script_runs(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = runpy.run_path(str(ROOT / "tests" / "sample_user_script.py"))
     script["main"](place / "my_videos", place / "new.mp4", tmp_path)
@@ -166,20 +169,20 @@ def test_an_interrupt_is_a_keyboard_interrupt(place: Path, tmp_path: Path, monke
 
 
 def test_a_prediction_is_what_the_command_says(place: Path, predictor: framebank.Predictor, tmp_path: Path) -> None:
-    shown = command(
-        "predict", place / "runs" / "lstm", place / "new.mp4", place / "broken.mp4", "--csv", tmp_path / "p.csv"
-    )
-    assert shown.exit_code == 3
-    written = pd.read_csv(tmp_path / "p.csv").iloc[0]
-    several = predictor.predict_all([place / "new.mp4", place / "broken.mp4"])
+    """To the last digit of what is written, if as many videos share the cores."""
+    new, broken = place / "new.mp4", place / "broken.mp4"
+    several = predictor.predict_all([new, broken])
     assert several.failures["id"].tolist() == ["broken"]
     assert len(several) == 1
-    for said in (several[0], predictor.predict(place / "new.mp4")):
+    for videos, said in (([new, broken], several[0]), ([new], predictor.predict(new))):
+        shown = command("predict", place / "runs" / "lstm", *videos, "--csv", tmp_path / "p.csv")
+        assert shown.exit_code == (3 if broken in videos else 0)
+        written = pd.read_csv(tmp_path / "p.csv").iloc[0]
         assert (said.id, said.label) == ("new", written["predicted"])
         assert said.labels == (said.label,)
         assert said.value is None
         assert said.frames is None
-        assert said.probabilities == pytest.approx({name: written[f"p_{name}"] for name in predictor.labels}, abs=1e-6)
+        assert said.probabilities == pytest.approx({name: written[f"p_{name}"] for name in predictor.labels}, abs=1e-7)
     with pytest.raises(framebank.UserError, match=r"broken\.mp4: "):
         predictor.predict(place / "broken.mp4")
     with pytest.raises(framebank.UserError, match="holds 24 videos"):
@@ -192,7 +195,10 @@ def test_features_are_predicted_as_their_video_is(place: Path, predictor: frameb
     video = "class1/clip05"
     said = predictor.predict(place / "my_videos" / f"{video}.mp4")
     for features in (bank[video], torch.from_numpy(bank[video]), [bank[video]]):
-        assert predictor.predict(features).probabilities == pytest.approx(said.probabilities, abs=1e-6)
+        given = predictor.predict(features)
+        assert given.probabilities == pytest.approx(said.probabilities, abs=1e-4), (
+            "one video has all cores, and rounds so"
+        )
     with pytest.raises(framebank.UserError, match=r"Features are \(3, 7\), and the head of .* reads \(T, 512\)"):
         predictor.predict(np.zeros((3, 7)))
     with pytest.raises(framebank.UserError, match="not finite"):
@@ -280,21 +286,20 @@ def test_a_loader_s_processes_read_for_themselves(place: Path, start: str) -> No
         assert torch.equal(targets, others)
 
 
-@pytest.mark.parametrize("views", [1, 3])
-def test_dask_reads_what_the_bank_holds(tmp_path: Path, views: int, place: Path) -> None:
-    more = {"views": "random:3"} if views == 3 else {}
-    bank = framebank.extract(place / "new.mp4", tmp_path / "b.h5", **NETWORK, **more)
-    whole = np.asarray(bank["new"])
-    lazily = bank.dask("new")
-    assert lazily.shape == whole.shape == bank.shape("new")
-    assert lazily.dtype == whole.dtype == bank.dtype
-    assert np.array_equal(lazily.compute(scheduler="threads"), whole)
-    assert np.array_equal(lazily[..., 2:7:2, 5:9].compute(scheduler="threads"), whole[..., 2:7:2, 5:9])
-    both = framebank.Bank(place / "bank.h5")
-    joined = both.dask().compute(scheduler="threads")
-    assert np.array_equal(joined, np.concatenate([both[video] for video in both]))
+def test_dask_reads_what_the_bank_holds(tmp_path: Path, place: Path) -> None:
+    of_views = framebank.extract(place / "new.mp4", tmp_path / "b.h5", views="random:3", **NETWORK)
+    plain = framebank.Bank(place / "bank.h5")
+    for bank, video in ((plain, "class1/clip05"), (of_views, "new")):
+        whole, lazily = bank[video], bank.dask(video)
+        assert lazily.shape == whole.shape == bank.shape(video)
+        assert lazily.dtype == whole.dtype == bank.dtype
+        assert np.array_equal(lazily.compute(scheduler="threads"), whole)
+        assert np.array_equal(lazily[..., 2:7:2, 5:9].compute(scheduler="threads"), whole[..., 2:7:2, 5:9])
+    assert of_views["new"].shape == (3, 9, 512)
+    joined = plain.dask().compute(scheduler="threads")
+    assert np.array_equal(joined, np.concatenate([plain[video] for video in plain]))
     with pytest.raises(KeyError):
-        both.dask("nobody")
+        plain.dask("nobody")
 
 
 def test_xarray_has_time_in_seconds(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +315,7 @@ def test_xarray_has_time_in_seconds(place: Path, monkeypatch: pytest.MonkeyPatch
         bank.xarray("class0/clip06")
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_documentation_run(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,6 +330,6 @@ def test_the_examples_of_the_documentation_run(
     finally:
         (place / "elsewhere.h5").replace(place / "bank.h5")
     printed = capsys.readouterr().out
-    assert "24 videos, 167 rows" in printed
+    assert "24 videos, 162 rows" in printed
     assert "--splits and --folds exclude one another" in printed
     assert "('class0', 'class1')" in printed

@@ -1,6 +1,7 @@
 """The types of the keyword arguments are those of the options of the commands."""
 
 import ast
+import inspect
 import subprocess
 import sys
 import typing
@@ -62,6 +63,12 @@ def test_values_come_out_as_if_they_were_typed() -> None:
     assert parsed("extract", "-")["data"] == Path("-").parent / "-", "a file of that name, not standard input"
     assert parsed("finetune", "x", no_prefix_bank=True)["prefix"] is False
     assert parsed("finetune", "x", no_prefix_bank=False)["prefix"] is True
+
+
+def test_notebooks_see_the_keywords() -> None:
+    shown = inspect.signature(framebank.train_head).parameters
+    assert {"banks", "out", "progress", *asking.keywords("train-head")} == set(shown)
+    assert str(shown["hidden"]) == "hidden: int | None = None"
 
 
 def test_a_recipe_yields_to_a_keyword() -> None:

@@ -11,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import framebank
 import pipeline
 import stages
 
@@ -101,10 +102,10 @@ def test_a_file_opens_with_its_idea_and_is_short(path: Path) -> None:
 
 def mapped(package: object) -> list[str]:
     """The modules that a package's map names, from top to bottom."""
-    return re.findall(r"^([a-z_]+) {2,}\S", package.__doc__ or "", re.MULTILINE)
+    return re.findall(r"^([a-z_]+)(?: {2,}\S|$)", package.__doc__ or "", re.MULTILINE)
 
 
-@pytest.mark.parametrize("package", [pipeline, stages], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [framebank, pipeline, stages], ids=lambda package: package.__name__)
 def test_map_names_every_module(package: object) -> None:
     names = mapped(package)
     modules = {path.stem for path in (ROOT / package.__name__).glob("*.py")} - {"__init__"}
