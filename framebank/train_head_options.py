@@ -159,6 +159,12 @@ class TrainHeadOptions(TypedDict, total=False):
     fuse: Literal["concat", "mean", "svm"] | None
     """Several banks: features side by side, or a head each and scores fused. [default: concat]"""
 
+    resample: Literal["nearest", "linear"] | None
+    """Read the other banks at the times of the first: the nearest row, or between two. [default: rows must agree]"""
+
+    max_gap: float | None
+    """So far away may the nearest row be. [default: 1.5 times the longer usual step of both, at least 0.1]"""
+
     supervise: Literal["pooled", "every-step", "growing"] | None
     """What learns the video's label: the pooled sequence, every step, or steps with growing weight. [default:
     pooled]"""

@@ -5,7 +5,7 @@ written), of a value the value and no probabilities. A head that predicts every 
 probabilities averaged over its frames, and the class of most frames, the labels of any frame, or the mean value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
