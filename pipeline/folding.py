@@ -57,7 +57,8 @@ def _in_a_row(parts: list[nn.Module]) -> nn.Sequential:
     for part in parts:
         before = kept[-1] if kept else None
         if before is not None and _is_norm(part, _NORMS) and _is_convolution(before):
-            kept[-1] = fuse_conv_bn_eval(before, part)  # type: ignore[type-var]
+            norm: Any = part
+            kept[-1] = fuse_conv_bn_eval(before, norm)
         else:
             kept.append(part)
     return nn.Sequential(*kept)

@@ -37,6 +37,7 @@ class StartingPoint:
         precision: in which backbone and head will be trained.
         run: the folder of the run whose heads are taken; None for new ones.
         notes: lines worth telling the user.
+        typed: the name of the backbone as it was typed, if it was.
     """
 
     learning: Learning
@@ -45,6 +46,7 @@ class StartingPoint:
     precision: str
     run: Path | None = None
     notes: tuple[str, ...] = ()
+    typed: str | None = None
 
     def check(self, material: Material, folds: Sequence[Fold], seeds: int) -> None:
         """Make sure, before any work, that the heads of the run are there and know what is to be learnt.
@@ -147,7 +149,7 @@ def open_run(
     (alike,) = load_alike(bundle, weights, device=device, precision=precision, typed=typed)
     precision, more = _trained_in(alike, precision, device)
     learning = replace(learning_of(config["config"]), splits=run / "splits.csv", folds=None)
-    return StartingPoint(learning, bank, alike.backbone, precision, run, (*notes, *alike.notes, *more))
+    return StartingPoint(learning, bank, alike.backbone, precision, run, (*notes, *alike.notes, *more), typed)
 
 
 def open_bank(
@@ -171,7 +173,7 @@ def open_bank(
     _check_views(bank.config)
     alike = load_backbone_of(bank, weights, device=device, precision=precision, typed=typed)
     precision, more = _trained_in(alike, precision, device)
-    return StartingPoint(learning, bank, alike.backbone, precision, notes=(*alike.notes, *more))
+    return StartingPoint(learning, bank, alike.backbone, precision, notes=(*alike.notes, *more), typed=typed)
 
 
 def _trained_in(alike: Alike, asked: str, device: torch.device) -> tuple[str, list[str]]:

@@ -18,7 +18,7 @@ are read as tensors alone, and translated by timm where a file names them as oth
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -105,10 +105,9 @@ def _configs(architecture: str) -> dict[str, Any]:
     """The configurations of a network's weights by tag, the default first; of one without weights its only one."""
     from timm.models import get_pretrained_cfg, list_pretrained
 
-    default = get_pretrained_cfg(architecture)
-    names = [architecture, *(each for each in list_pretrained(f"{architecture}.*"))]
-    configs = {config.tag or _UNTAGGED: config for config in map(get_pretrained_cfg, names)}
-    return {default.tag or _UNTAGGED: default} | configs
+    names = [architecture, *list_pretrained(f"{architecture}.*")]
+    configs: list[Any] = [get_pretrained_cfg(name) for name in names]
+    return {config.tag or _UNTAGGED: config for config in configs}
 
 
 def _tracing() -> dict[str, Any]:
@@ -120,7 +119,7 @@ def _tracing() -> dict[str, Any]:
 
 def _preprocessing(architecture: str, tag: str, config: Any) -> Preprocessing:
     """What timm's evaluation transforms do. UserError: this project's preprocessing cannot do that."""
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
 
     shown = resolve_data_config({}, pretrained_cfg=config.to_dict())
     channels, height, width = shown["input_size"]
@@ -154,14 +153,14 @@ def _build(architecture: str, _window: Window, preset: Preprocessing, _seed: int
     import timm
 
     full = architecture if preset.preset == _UNTAGGED else f"{architecture}.{preset.preset}"
-    model: nn.Module = timm.create_model(full, **{"pretrained": False, **options})
-    own, size = int(model.pretrained_cfg["input_size"][-1]), preset.crop  # type: ignore[index]
+    model: Any = timm.create_model(full, **{"pretrained": False, **options})
+    own, size = int(model.pretrained_cfg["input_size"][-1]), preset.crop
     if size != own:
-        resized: Callable[..., None] | None = getattr(model, "set_input_size", None)
+        resized = getattr(model, "set_input_size", None)
         try:
             if resized is not None:
                 resized(img_size=(size, size))
-            elif model.pretrained_cfg.get("fixed_input_size"):  # type: ignore[operator]
+            elif model.pretrained_cfg.get("fixed_input_size"):
                 raise ValueError("its size is fixed")
         except (AssertionError, ValueError, RuntimeError, TypeError) as error:
             reason = str(error).partition("\n")[0]
@@ -169,7 +168,8 @@ def _build(architecture: str, _window: Window, preset: Preprocessing, _seed: int
                 f"timm/{architecture} does not take {size}×{size} images ({reason}); its own are {own}×{own}: give "
                 "another --image-size, or none"
             ) from error
-    return model
+    network: nn.Module = model
+    return network
 
 
 def _shorten(model: nn.Module) -> None:
@@ -200,7 +200,7 @@ def _translate(architecture: str, state: Mapping[str, Tensor], preset: Preproces
 
 def _classes(config: Any) -> list[str]:
     """The names of a classifier's classes, where timm knows them."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset(config.to_dict())
     if subset is None:

@@ -319,7 +319,9 @@ def _training(
         read = []
         if fold.test:  # by what was written, as predict does: what is scored is what is used
             tested = opened.videos[opened.videos["id"].isin(fold.test)]
-            anew = embedded_anew(bundle, tested, start.bank, device=plan.device, on_progress=lambda _: None)
+            anew = embedded_anew(
+                bundle, tested, start.bank, device=plan.device, on_progress=lambda _: None, typed=start.typed
+            )
             read = [load_sequences([scored.enter_context(anew)], fold.test, spatial=material.spatial)]
         return Trained(bundle, read, history, notes)
 

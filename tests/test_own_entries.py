@@ -189,7 +189,7 @@ def test_a_checkpoint_goes_into_the_network(towers: Path, tmp_path: Path) -> Non
         with torch.no_grad():
             torch.testing.assert_close(backbone.module(noise()), model(noise()))
     torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"other.pth does not fit towers:load \(1 tensors in the file, 7 needed"):
+    with pytest.raises(UserError, match=r"other.pth does not fit towers:load \(1 tensors in the file, 8 needed"):
         load_backbone(f"{towers}:load", weights=str(tmp_path / "other.pth"))
 
 
