@@ -57,8 +57,9 @@ def _in_a_row(parts: list[nn.Module]) -> nn.Sequential:
     for part in parts:
         before = kept[-1] if kept else None
         if before is not None and _is_norm(part, _NORMS) and _is_convolution(before):
+            convolution: Any = before
             norm: Any = part
-            kept[-1] = fuse_conv_bn_eval(before, norm)
+            kept[-1] = fuse_conv_bn_eval(convolution, norm)
         else:
             kept.append(part)
     return nn.Sequential(*kept)

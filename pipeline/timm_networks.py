@@ -214,8 +214,9 @@ def _file(architecture: str, tag: str, config: Any) -> Path:
     name, otherwise = f"timm/{architecture}", f"--weights FILE --preset {tag}"
     if not config.hf_hub_id:
         return downloaded(name, tag, config.url, otherwise)
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download, logging, try_to_load_from_cache
 
+    logging.set_verbosity_error()  # of every attempt to reach the hub it says a line; what came of them is said below
     repository, _, revision = config.hf_hub_id.partition("@")
     names = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
     for each in names:
