@@ -133,7 +133,7 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 def test_the_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = (project["optional-dependencies"][name] for name in ("flow", "parquet"))
+    extras = (project["optional-dependencies"][name] for name in ("flow", "parquet", "timm"))
     wanted = sum(extras, project["dependencies"])
     declared = {canonicalize_name(Requirement(text).name) for text in wanted} - {"bokeh"}  # Dask imports it
     used = set().union(*map(packages, PACKAGE_FILES)) - set(sys.stdlib_module_names) - {"pipeline", "stages"}
