@@ -23,5 +23,8 @@ class EvaluateOptions(TypedDict, total=False):
     frame_values: str | PathLike[str] | None
     """A number per frame: columns id, time or frame, and a value."""
 
+    backbone: str | None
+    """The backbone again, where it is a function of yours: no code runs because a bank or a run names it."""
+
     device: str | None
     """auto, cpu, cuda, cuda:1, mps. [default: auto]"""

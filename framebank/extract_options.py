@@ -25,10 +25,11 @@ class ExtractOptions(TypedDict, total=False):
     """Frame rate of folders of images, which have no clock of their own."""
 
     backbone: str | None
-    """Any torchvision classification or video model, or one of ours. [default: resnet50]"""
+    """Any torchvision classification or video model, one of ours, timm/NAME, or a function of yours that makes one:
+    FILE.py:FUNCTION, MODULE:FUNCTION. [default: resnet50]"""
 
     weights: str | PathLike[str] | None
-    """A torchvision weight name (IMAGENET1K_V2), 'random', a checkpoint file (.pth, .safetensors), or a fine-tuned run,
+    """A published weight name (IMAGENET1K_V2), 'random', a checkpoint file (.pth, .safetensors), or a fine-tuned run,
     which also brings what else of network and frames is not given here. [default: DEFAULT]"""
 
     layer: str | None

@@ -169,7 +169,8 @@ class FinetuneOptions(TypedDict, total=False):
     """Frame rate of folders of images, which have no clock of their own."""
 
     backbone: str | None
-    """Any torchvision classification or video model, or one of ours. [default: resnet50]"""
+    """Any torchvision classification or video model, one of ours, timm/NAME, or a function of yours that makes one:
+    FILE.py:FUNCTION, MODULE:FUNCTION. [default: resnet50]"""
 
     layer: str | None
     """Node of the model to bank; NODE:mean averages a conv map over space. [default: what its last linear layer

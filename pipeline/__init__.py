@@ -16,10 +16,14 @@ videos         folder, manifest or single file -> table of videos: id, path, lab
 gathering      several folders, manifests and files -> one table of videos
 sources        what a source file was when it was banked: has it changed since?
 checkpoints    a weights file -> state dict, without executing anything
-downloads      weights that torchvision publishes -> their file, downloaded once and checked
+downloads      weights published at an address -> their file, downloaded once and checked
 preprocessing  a frame -> the network's input, as its weights' own transforms make it of an image
+blueprints     what is known of a network before it is built, wherever it comes from
+torchvision_networks  torchvision's classification models, of images and of videos
 video_nets     the networks that torchvision lacks: R2D, f-R2D, rMC3, VGG-M, slow fusion
-networks       names of networks -> their weights, preprocessing and windows
+timm_networks  timm's image networks: their configuration, their weights in the hub's cache, their pre-logits
+own_entries    a user's function that makes a network, run where it was typed and nowhere else
+networks       the table of these origins: which weights, preprocessing and windows go with a name
 augmentation   random changes of a clip, the same for all of its frames
 flow           the motion between two prepared frames, as pixels
 views          several crops of a video, banked side by side
@@ -27,6 +31,7 @@ timing         where the time of a run goes: decoding, preparing, forward, writi
 rows           the rows of a video before the network: frames decoded, prepared and put together by windows
 first_convolution  an image network's first convolution made to see stacks of frames or of motion
 inflation      an image network -> a network of clips, with its weights (I3D)
+tracing        a model -> its graph with named nodes, or the model in one piece
 backbone       a name -> frozen CNN cut at a layer, its preprocessing and feature shape
 blocks         the pieces of a backbone that a person would name, in order, and how deep they lie
 unfreezing     which pieces of a backbone train, from which epoch on, at which learning rate; the rest is frozen

@@ -6,7 +6,7 @@ last by themselves.
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from importlib import metadata
@@ -23,19 +23,22 @@ _SAME = ("framebank", "torch", "torchvision", "av", "numpy")  # what makes the n
 _ANSWER_SECONDS = 120.0  # a worker that has not loaded torch yet does so for the first question
 
 
-def check_software(cluster: Cluster) -> None:
+def check_software(cluster: Cluster, packages: Sequence[str] = _SAME) -> None:
     """Every worker of a cluster that was joined has framebank, and what computes is of the same versions as here.
+
+    `packages` are what is asked for, by the names under which they are installed.
 
     Raises:
         UserError: it is not so, naming the worker and both versions.
     """
     if cluster.started:
         return
-    for package in _SAME:
+    for package in packages:
         here = _public(metadata.version(package))
         for worker, there in _asked(cluster, metadata.version, package).items():
             if isinstance(there, Exception):
-                raise UserError(f"{worker} has no {package}; install framebank {_own_version()} where the workers run.")
+                what = package if package not in _SAME else f"framebank {_own_version()}"
+                raise UserError(f"{worker} has no {package}; install {what} where the workers run.")
             if _public(there) != here:
                 raise UserError(
                     f"{worker} has {package} {_public(there)}, and here it is {here}; the workers need the same "

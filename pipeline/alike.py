@@ -24,6 +24,7 @@ from pipeline.engine import Progress
 from pipeline.errors import UserError
 from pipeline.extraction import Encoding, embed, flow_of, make_encoding, reading_of, recipe_of, with_region
 from pipeline.imported import is_imported
+from pipeline.networks import typed_name
 from pipeline.resuming import with_state
 from pipeline.sampling import Sampling
 from pipeline.windows import window_in
@@ -50,7 +51,14 @@ class Alike:
     notes: list[str]
 
 
-def load_alike(bundle: Bundle, weights: Sequence[str], *, device: torch.device, precision: str = "auto") -> list[Alike]:
+def load_alike(
+    bundle: Bundle,
+    weights: Sequence[str],
+    *,
+    device: torch.device,
+    precision: str = "auto",
+    typed: str | None = None,
+) -> list[Alike]:
     """The backbone of each different recipe that a bundle's heads read, in their order.
 
     Args:
@@ -59,6 +67,7 @@ def load_alike(bundle: Bundle, weights: Sequence[str], *, device: torch.device, 
             a checkpoint file, in order. None for a bundle that has its own.
         device: where they will run.
         precision: the compute precision; "auto" is that of the recipe.
+        typed: the name of the backbone, as it must be typed where it is a user's own (`pipeline.networks.typed_name`).
 
     Raises:
         UserError: too few or too many weights, weights that cannot be loaded, a recipe that is not the bundle's, or
@@ -79,10 +88,10 @@ def load_alike(bundle: Bundle, weights: Sequence[str], *, device: torch.device, 
                 f"The backbone was trained with this head, and {bundle.weights} holds what came of it: with other "
                 "weights the head would read numbers that it does not know. Leave --weights out."
             )
-        backbones = [load_own(bundle)]
+        backbones = [load_own(bundle, typed)]
     else:
         shared_out = _shared_out(weights, list(wanted.values()))
-        backbones = [_load(made, given) for made, given in zip(wanted.values(), shared_out, strict=True)]
+        backbones = [_load(made, given, typed) for made, given in zip(wanted.values(), shared_out, strict=True)]
     return [
         _alike(fingerprint, made, backbone, device, precision)
         for (fingerprint, made), backbone in zip(wanted.items(), backbones, strict=True)
@@ -101,20 +110,22 @@ def _check_made_here(wanted: Iterable[Mapping[str, Any]]) -> None:
             )
 
 
-def load_backbone_of(bank: Bank, weights: Sequence[str], *, device: torch.device, precision: str = "auto") -> Alike:
+def load_backbone_of(
+    bank: Bank, weights: Sequence[str], *, device: torch.device, precision: str = "auto", typed: str | None = None
+) -> Alike:
     """The backbone that made a bank.
 
     Args:
         bank: the bank.
         weights: the checkpoint file, if they came from one; none otherwise.
-        device, precision: as in `load_alike`.
+        device, precision, typed: as in `load_alike`.
 
     Raises:
         UserError: as `load_alike`.
     """
     _check_made_here([bank.config])
     (given,) = _shared_out(weights, [bank.config])
-    return _alike(bank.fingerprint, bank.config, _load(bank.config, given), device, precision)
+    return _alike(bank.fingerprint, bank.config, _load(bank.config, given, typed), device, precision)
 
 
 def _alike(
@@ -153,15 +164,17 @@ def _shared_out(given: Sequence[str], wanted: Sequence[Mapping[str, Any]]) -> li
     )
 
 
-def load_own(bundle: Bundle) -> Backbone:
+def load_own(bundle: Bundle, typed: str | None = None) -> Backbone:
     """The backbone that was trained with a bundle's head, cut as its recipe says; "file:FOLDER" are its weights.
+
+    `typed` is its name, as in `load_alike`.
 
     Raises:
         UserError: its weights cannot be read, or are of another model.
     """
     assert bundle.weights is not None
     [made] = [bank["config"] for member in bundle.members for bank in member.banks]
-    return replace(_load(made, str(bundle.weights)), weights=own_label(bundle.weights))
+    return replace(_load(made, str(bundle.weights), typed), weights=own_label(bundle.weights))
 
 
 def own_label(weights: Path) -> str:
@@ -169,17 +182,18 @@ def own_label(weights: Path) -> str:
     return f"file:{weights.resolve().parent.name}"
 
 
-def own_settings(folder: Path) -> dict[str, Any]:
+def own_settings(folder: Path, typed: str | None = None) -> dict[str, Any]:
     """What banking videos with the backbone of a fine-tuned run takes, by the names of the options of `extract`.
 
     Args:
         folder: of the run, or of one of its folds.
+        typed: the name of its backbone, as in `load_alike`.
 
     Returns:
         backbone, weights (the file), layer, preset, image_size, fit, window, inflate, crop, sampling and flow.
 
     Raises:
-        UserError: no finished run, or one whose backbone was not trained.
+        UserError: no finished run, one whose backbone was not trained, or one of another backbone.
     """
     bundle = load_bundle(folder)
     read = [bank["config"] for member in bundle.members for bank in member.banks]
@@ -195,7 +209,7 @@ def own_settings(folder: Path) -> dict[str, Any]:
     [made] = read
     recipe = made["recipe"]
     return {
-        "backbone": recipe["backbone"],
+        "backbone": typed_name(recipe["backbone"], typed),
         "weights": str(bundle.weights),
         **_cut(made),
         "crop": recipe["crop"],
@@ -211,14 +225,15 @@ def _option(weights: str) -> str:
     return f"--weights {weights.removeprefix('file:')}"
 
 
-def _load(made: Mapping[str, Any], given: str | None) -> Backbone:
+def _load(made: Mapping[str, Any], given: str | None, typed: str | None) -> Backbone:
     """The backbone of a bank's config, with the weights that are given or by the name that the config has for them."""
     weights, seed = given or made["weights"], 0
     if (Path(weights) / BACKBONE_FILE).is_file():  # the folder of a fine-tuned run
         weights = str(Path(weights) / BACKBONE_FILE)
     if drawn := _RANDOM.fullmatch(weights):
         weights, seed = "random", int(drawn[1])
-    return load_backbone(made["recipe"]["backbone"], weights=weights, **_cut(made), seed=seed)
+    name = typed_name(made["recipe"]["backbone"], typed)
+    return load_backbone(name, weights=weights, **_cut(made), seed=seed)
 
 
 def _cut(made: Mapping[str, Any]) -> dict[str, Any]:

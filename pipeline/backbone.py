@@ -33,7 +33,7 @@ them.
 import contextlib
 import io
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,30 +41,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from pipeline import first_convolution
+from pipeline.blueprints import DEFAULT, Blueprint
 from pipeline.checkpoints import copy_into, load_checkpoint, tensors_sha256
-from pipeline.downloads import downloaded
-from pipeline.errors import UserError
+from pipeline.errors import UserError, did_you_mean
 from pipeline.inflation import inflate_state, inflated
-from pipeline.networks import (
-    FIXED_SIZE,
-    build,
-    choose_preset,
-    did_you_mean,
-    image_networks,
-    named_weights,
-    presets,
-    window_of,
-)
+from pipeline.networks import blueprint_of, build, choose_preset, named_weights, window_of
 from pipeline.preprocessing import Preprocessing
+from pipeline.tracing import NODE_NAME, OUTPUT, PIECE, Traced, traced, traced_or_whole
 from pipeline.windows import FRAME, Window
 
-OUTPUT = "output"  # the layer that is the last node, whatever its name
-NODE_NAME = "torchvision"  # in `meta` of a graph's nodes: the name by which `layer` means this node
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_CHANGING = {"_add_shortcut"}  # of torchvision's MViT
 _TRACED = "_tensor_constant"  # how torch.fx names the constants that it makes
 
 
@@ -72,9 +60,9 @@ _TRACED = "_tensor_constant"  # how torch.fx names the constants that it makes
 class Backbone:
     """A frozen feature extractor and all that says what its features are."""
 
-    name: str  # torchvision's, or of `pipeline.video_nets`: "resnet50"
+    name: str  # as banks record it, see `pipeline.networks`: "resnet50", "timm/test_vit", "towers:load"
     layer: str  # resolved: "flatten", "features.12.cat:mean"
-    weights: str  # "IMAGENET1K_V2", "file:NAME" or "random (seed 0)"
+    weights: str  # "IMAGENET1K_V2", "file:NAME", "random (seed 0)", or "DEFAULT" of a user's own network
     sha256: str  # of the tensors that the layer needs, as loaded: another classifier does not change it
     preprocessing: Preprocessing
     feature_shape: tuple[int, ...]  # (D,) or (C, H, W)
@@ -82,6 +70,9 @@ class Backbone:
     module: "FeatureExtractor"  # normalised (N, *input_shape) float32 -> (N, *feature_shape); evaluation, no gradients
     window: Window = FRAME  # what of a video makes one row
     inflated: bool = False  # an image network made into one of clips
+    code: str = ""  # SHA-256 of the source that made it, where that is a user's own
+    whole: str = ""  # why it is in one piece (see `pipeline.tracing`), where it is
+    assumed: bool = False  # whether nobody said which of several presets goes with a file
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -109,41 +100,52 @@ def load_backbone(
     image size or a window that the model does not take; a layer of another shape than those above; a model that cannot
     be inflated.
     """
-    window = window_of(name, window, inflate=inflate)
-    preprocessing = choose_preset(name, weights, preset, image_size, fit, window)
-    own_size = presets(name)[preprocessing.preset].crop
-    if name.startswith(FIXED_SIZE) and preprocessing.crop != own_size:
+    known = blueprint_of(name)
+    window = window_of(known, window, inflate=inflate)
+    preprocessing = choose_preset(known, weights, preset, image_size, fit, window)
+    entry = named_weights(known, weights)
+    presets = known.presets()
+    own_size = presets[preprocessing.preset].crop
+    if known.fixed_size and preprocessing.crop != own_size:
         raise UserError(
-            f"{name} takes {own_size}×{own_size} only ({preprocessing.preset}), not "
+            f"{known.name} takes {own_size}×{own_size} only ({preprocessing.preset}), not "
             f"{preprocessing.crop}×{preprocessing.crop}; leave --image-size out"
         )
-    adapts = first_convolution.is_adapted(window) and name in image_networks()
+    adapts = first_convolution.is_adapted(window) and known.is_image
     with first_convolution.taking(window.channels) if adapts else contextlib.nullcontext():
-        model = build(name, window, own_size=own_size, seed=seed)
-    whole, nodes = _traced(model)
-    classifier, default = _classifier(model, nodes)
-    layer = nodes[-1] if layer == OUTPUT else layer or default
-    net = _cut(name, whole, layer, nodes)
+        model = build(known, window, preprocessing, seed=seed)
+    if known.shorten is not None and layer != OUTPUT:
+        known.shorten(model)
+    input_shape = window.input_shape(preprocessing.crop)
+    graph = _graph(known, model, input_shape, own_size)
+    classifier, default = _ends(known, model, graph)
+    layer = default if layer is None else re.sub(f"^{OUTPUT}(?=:mean$|$)", graph.nodes[-1], layer)
+    net = _cut(known.name, graph, layer)
     if inflate:
         net = inflated(net)
-    module, feature_shape = _shaped(name, layer, net, window.input_shape(preprocessing.crop), own_size)
+    module, feature_shape = _shaped(known.name, layer, net, input_shape, own_size, tried=known.checked)
     needed = named_tensors(net)
 
     label, path = f"random (seed {seed})", None
-    entry = named_weights(name, weights)
     if entry is not None:
-        label, path = entry.name, downloaded(name, entry, f"--weights FILE --preset {entry.name}")
+        label, path = entry.name, entry.file()
+    elif known.brings_weights and weights == DEFAULT:
+        label = DEFAULT
     elif weights != "random":
         label, path = f"file:{Path(weights).name}", Path(weights)
     if path is not None:
         state = load_checkpoint(path)
+        names = model.state_dict().keys()
+        if graph.whole:  # its tensors have the model's own names, but in the graph and where fine-tuning wrote them
+            state = {key.removeprefix(f"{PIECE}."): tensor for key, tensor in state.items()}
+        state = _translated(known, state, _own_names(needed), names, classifier, preprocessing)
         if inflate:
             state = inflate_state(state, needed)
         if adapts:
             state = _with_first_convolution(state, net, needed, window, published=entry is not None)
-        _load(name, path, state, needed, known=model.state_dict().keys(), classifier=classifier)
+        _load(known.name, path, state, _own_names(needed), known=names, classifier=classifier)
     return Backbone(
-        name=name,
+        name=known.name,
         layer=layer,
         weights=label,
         sha256=tensors_sha256(needed),
@@ -153,6 +155,9 @@ def load_backbone(
         module=module,
         window=window,
         inflated=inflate,
+        code=known.code,
+        whole=graph.whole,
+        assumed=preset is None and label.startswith("file:") and len(set(presets.values())) > 1,
     )
 
 
@@ -233,47 +238,6 @@ def named_tensors(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(_TRACED)}
 
 
-def _traced(model: nn.Module) -> tuple[fx.GraphModule, list[str]]:
-    """The whole model's graph in evaluation mode, and the names of its nodes in order of execution.
-
-    Only nodes that exist in training and in evaluation have names; the graph's have theirs in `meta` as well.
-    """
-    in_training, in_evaluation = get_graph_node_names(model, suppress_diff_warning=True)
-    nodes = [node for node in in_evaluation if node in set(in_training)]
-    traced = create_feature_extractor(
-        model, train_return_nodes=nodes[-1:], eval_return_nodes=in_evaluation, suppress_diff_warning=True
-    )
-    whole = fx.GraphModule(traced, traced.eval_graph)
-    _hand_changes_on(whole.graph)
-    by_name: Any = whole.graph.output_node().args[0]
-    for name in nodes:
-        by_name[name].meta[NODE_NAME] = name
-    return whole, nodes
-
-
-def changes_in_place(node: fx.Node) -> bool:
-    """Whether a node changes its first argument by a method or function that says so by its name, and returns it."""
-    return (node.op == "call_method" and re.search(r"[^_]_$", str(node.target)) is not None) or (
-        node.op == "call_function" and getattr(node.target, "__name__", "") in _CHANGING
-    )
-
-
-def _hand_changes_on(graph: fx.Graph) -> None:
-    """Let what comes after a change in place read what the change returns.
-
-    MViT goes on with the old name of a tensor that it has changed (half of its position embedding, its residuals). In
-    the graph nothing then hangs on the change, so that it would be lost, as it is in torchvision's own feature
-    extraction.
-    """
-    place = {node: number for number, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if changes_in_place(node):
-            changed: Any = node.args[0]
-            for user in list(changed.users):
-                if place[user] > place[node] and user.op != "output":
-                    user.replace_input_with(changed, node)
-
-
 def _is_container(module: nn.Module) -> bool:
     """Whether a module is nothing but others in a row: a plain Sequential, list or dictionary, or a Sequential of
     another name (RegNet's stages) of modules that have parts themselves (so not a convolution with its norm)."""
@@ -283,57 +247,75 @@ def _is_container(module: nn.Module) -> bool:
     )
 
 
-def _classifier(model: nn.Module, nodes: list[str]) -> tuple[str, str]:
-    """The top-level module with the last Linear (or last convolution, where there is none), and the default layer.
+def _graph(known: Blueprint, model: nn.Module, input_shape: tuple[int, ...], own_size: int) -> Traced:
+    """The traced model. UserError: one that has to be tried does not take such inputs."""
+    if not known.checked:
+        return traced(model, known.tracing)
+    try:
+        return traced_or_whole(model, known.tracing, input_shape)
+    except Exception as error:  # whatever the model raises: it is not ours
+        raise _refused(known.name, input_shape, own_size, error) from error
 
-    In all of torchvision's classifiers the node executed before is the input (tested on each).
+
+def _ends(known: Blueprint, model: nn.Module, graph: Traced) -> tuple[str, str]:
+    """The top-level module that is the classifier ("" for none), and the default layer.
+
+    Of a network that ends before its classifier, or in none, the layer is its last node before any dropout. Else the
+    classifier has the last Linear (or last convolution, where there is none), and the layer is the node executed before
+    it: in all of torchvision's models its input (tested on each).
     """
     modules = dict(model.named_modules())
+    nodes = graph.nodes
+    if known.checked:
+        named = {node.meta.get(NODE_NAME): node for node in graph.graph.graph.nodes}
+        last: Any = named[nodes[-1]]
+        while isinstance(modules.get(str(last.target)), nn.Dropout | nn.Identity) and NODE_NAME in last.args[0].meta:
+            last = last.args[0]
+        return known.classifier(model), last.meta[NODE_NAME]
     linears = [i for i, node in enumerate(nodes) if isinstance(modules.get(node), nn.Linear)]
     convolutions = [i for i, node in enumerate(nodes) if isinstance(modules.get(node), nn.Conv2d | nn.Conv3d)]
-    last = (linears or convolutions)[-1]
-    before = last - 1
+    at = (linears or convolutions)[-1]
+    before = at - 1
     while isinstance(modules.get(nodes[before]), nn.Dropout):
         before -= 1
-    return nodes[last].partition(".")[0], nodes[before] + ("" if linears else ":mean")
+    return nodes[at].partition(".")[0], nodes[before] + ("" if linears else ":mean")
 
 
-def _cut(name: str, whole: fx.GraphModule, layer: str, nodes: list[str]) -> fx.GraphModule:
+def _cut(name: str, graph: Traced, layer: str) -> fx.GraphModule:
     """The model up to a layer, sharing the model's tensors. UserError: no such node."""
     node = layer.removesuffix(":mean")
-    parts = [known.split(".") for known in nodes]
+    if graph.whole and node != OUTPUT:
+        raise UserError(
+            f"layer {node!r} of {name} cannot be reached ({graph.whole}); leave --layer out, or give {OUTPUT}:mean"
+        )
+    parts = [known.split(".") for known in graph.nodes]
     known = {".".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1)}
     if node not in known:
         raise UserError(
             f"{name} has no layer {node!r}{did_you_mean(node, sorted(known))}; "
-            f"its last ones are {', '.join(nodes[-5:])}"
+            f"its last ones are {', '.join(graph.nodes[-5:])}"
         )
-    meant = [each for each in whole.graph.nodes if f"{each.meta.get(NODE_NAME)}.".startswith(f"{node}.")]
-    return part_of(whole, meant[-1])
+    meant = [each for each in graph.graph.graph.nodes if f"{each.meta.get(NODE_NAME)}.".startswith(f"{node}.")]
+    return part_of(graph.graph, meant[-1])
 
 
 def _shaped(
-    name: str, layer: str, net: fx.GraphModule, input_shape: tuple[int, ...], own_size: int
+    name: str, layer: str, net: fx.GraphModule, input_shape: tuple[int, ...], own_size: int, *, tried: bool
 ) -> tuple[FeatureExtractor, tuple[int, ...]]:
     """The extractor for what the cut model gives, and its feature shape. UserError: input or layer impossible.
 
-    It is tried with tensors that hold no numbers, since clips take long.
+    It is tried with tensors that hold no numbers, since clips take long; a model that was `tried` already, as it is: it
+    may hold what cannot do without.
     """
-    size = input_shape[-1]
-    weights = {key: torch.empty_like(tensor, device="meta") for key, tensor in net.state_dict().items()}
     average = layer.endswith(":mean")
+    # Two images: of one, a constant of the architecture would look like its features.
+    images = torch.zeros(2, *input_shape, device="cpu" if tried else "meta")
     try:
         # A failing traced module prints its own source to stderr besides raising.
         with contextlib.redirect_stderr(io.StringIO()), torch.inference_mode():
-            # Two images: of one, a constant of the architecture would look like its features.
-            features = functional_call(net, weights, (torch.empty(2, *input_shape, device="meta"),))["features"]
+            features = functional_call(net, {} if tried else without_numbers(net), (images,))["features"]
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        clips = f"clips of {input_shape[1]} frames of {size}×{size}" if len(input_shape) == 4 else ""
-        raise UserError(
-            f"{name} does not take {clips or f'{size}×{size} images'} ({reason}); its own are {own_size}×{own_size}: "
-            f"give a larger --image-size, or none{', and longer clips' if clips else ''}"
-        ) from error
+        raise _refused(name, input_shape, own_size, error) from error
     shape = tuple(features.shape) if isinstance(features, Tensor) else ()
     layout = layout_of(shape)
     if layout is None or shape[0] != 2 or 0 in shape:
@@ -344,6 +326,50 @@ def _shaped(
         raise UserError(f"layer {layer} of {name} is not a map but (N, {shape[1]}); leave :mean out")
     shape = tuple(as_maps(features, layout).shape[1:])
     return FeatureExtractor(net, layout=layout, average=average).eval(), shape[:1] if average else shape
+
+
+def without_numbers(net: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors by name, on the device `meta`: what computes with them finds shapes alone."""
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    return {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
+
+
+def _refused(name: str, input_shape: tuple[int, ...], own_size: int, error: Exception) -> UserError:
+    size, reason = input_shape[-1], str(error).partition("\n")[0]
+    clips = f"clips of {input_shape[1]} frames of {size}×{size}" if len(input_shape) == 4 else ""
+    return UserError(
+        f"{name} does not take {clips or f'{size}×{size} images'} ({reason}); its own are {own_size}×{own_size}: "
+        f"give a larger --image-size, or none{', and longer clips' if clips else ''}"
+    )
+
+
+def _translated(
+    known: Blueprint,
+    state: dict[str, Tensor],
+    needed: Mapping[str, Tensor],
+    names: Collection[str],
+    classifier: str,
+    preset: Preprocessing,
+) -> dict[str, Tensor]:
+    """A checkpoint's tensors as the model names them; as they are, where they fit it or nobody knows better."""
+    fits = all(key in state and state[key].shape == tensor.shape for key, tensor in needed.items())
+    if known.translate is None or (fits and not _unknown(state, names, classifier)):
+        return state
+    try:
+        return known.translate(state, preset)
+    except Exception:  # noqa: BLE001 - whatever it raises of tensors that it does not know: `_load` says what is wrong
+        return state
+
+
+def _own_names(needed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors by the names that the model itself has for them, where it is in one piece."""
+    if not all(key.startswith(f"{PIECE}.") for key in needed):
+        return needed
+    return {key.removeprefix(f"{PIECE}."): tensor for key, tensor in needed.items()}
+
+
+def _unknown(state: Mapping[str, Tensor], names: Collection[str], classifier: str) -> list[str]:
+    return [key for key in state if key not in names and key.partition(".")[0] != classifier]
 
 
 def _with_first_convolution(
@@ -366,7 +392,7 @@ def _load(
     classifier: str,
 ) -> None:
     """Copy a checkpoint into the tensors that the layer needs. UserError: it does not fit, or is not finite there."""
-    unknown = [key for key in state if key not in known and key.partition(".")[0] != classifier]
+    unknown = _unknown(state, known, classifier)
     missing, misshaped = copy_into(needed, state)
     problems = ((missing, "missing"), (misshaped, "of another shape"), (unknown, "unknown"))
     if any(keys for keys, _ in problems):

@@ -70,6 +70,8 @@ def recipe_of(backbone: Backbone, options: ReadOptions, *, crop: str, precision:
         recipe["window"] = options.window.describe()
     if backbone.inflated:
         recipe["inflated"] = True
+    if backbone.code:
+        recipe["code_sha256"] = backbone.code
     if options.views is not None:
         recipe["views"] = options.views.describe()
     if options.flow is not None:

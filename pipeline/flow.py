@@ -215,7 +215,10 @@ def _load(weights: str) -> _Network:
     named = _named(weights)
     if named is not None:
         name, entry = named
-        path, label = downloaded(name, entry, "--flow-weights FILE"), f"{type(entry).__name__}.{entry.name}"
+        path, label = (
+            downloaded(name, entry.name, entry.url, "--flow-weights FILE"),
+            f"{type(entry).__name__}.{entry.name}",
+        )
     else:
         path, label = Path(weights), f"file:{Path(weights).name}"
         if not path.is_file():

@@ -10,6 +10,7 @@ besides, so it is cut before the first of them, or after it.)
 
 import operator
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,18 +19,18 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbone import (
-    NODE_NAME,
     Backbone,
     FeatureExtractor,
     as_maps,
-    changes_in_place,
     from_maps,
     layout_of,
     named_tensors,
     part_of,
+    without_numbers,
 )
 from pipeline.blocks import within
 from pipeline.checkpoints import tensors_sha256
+from pipeline.tracing import NODE_NAME, changes_in_place
 
 _TRIED = 2  # rows that the shapes are taken from: of one, a constant would look like a batch
 
@@ -73,7 +74,7 @@ def split(backbone: Backbone, names: Collection[str]) -> Halves:
     """Split a backbone (float32, as it was loaded) before the first of the modules and parameters that are named."""
     whole = backbone.module
     net = whole.net
-    trial = _tried(net, backbone.input_shape)
+    trial = _tried(net, backbone.input_shape, really=bool(backbone.whole))
     flops = sum(trial.flops.values()) / _TRIED
     boundary = _boundary(net, trial.shapes, names)
     layout = "channels first" if boundary is None else str(layout_of(trial.shapes[boundary]))
@@ -85,17 +86,12 @@ def split(backbone: Backbone, names: Collection[str]) -> Halves:
         return Halves(None, suffix, 1.0, flops, {})
     first = part_of(net, boundary)
     frozen = {name: tensor.detach() for name, tensor in named_tensors(first).items()}
-    prefix = Backbone(
-        name=backbone.name,
+    prefix = replace(
+        backbone,
         layer=boundary.meta[NODE_NAME],
-        weights=backbone.weights,
         sha256=tensors_sha256(frozen),
-        preprocessing=backbone.preprocessing,
         feature_shape=tuple(as_maps(torch.empty(trial.shapes[boundary], device="meta"), layout).shape[1:]),
-        containers=backbone.containers,
         module=FeatureExtractor(first, layout=layout, average=False).eval(),
-        window=backbone.window,
-        inflated=backbone.inflated,
     )
     nodes = list(net.graph.nodes)
     before = sum(trial.flops[node] for node in nodes[: nodes.index(boundary) + 1])
@@ -130,8 +126,8 @@ class _Trial(fx.Interpreter):
         return value
 
 
-def _tried(net: fx.GraphModule, input_shape: tuple[int, ...]) -> _Trial:
-    """A trial of a net that computes shapes alone, with tensors that hold no numbers."""
+def _tried(net: fx.GraphModule, input_shape: tuple[int, ...], *, really: bool) -> _Trial:
+    """A trial of a net that computes shapes alone, with tensors that hold no numbers; or one that does it `really`."""
     trial = _Trial(net)
 
     class Tried(nn.Module):
@@ -142,8 +138,10 @@ def _tried(net: fx.GraphModule, input_shape: tuple[int, ...]) -> _Trial:
         def forward(self, images: Tensor) -> None:
             trial.run(images)
 
-    weights = {f"net.{name}": torch.empty_like(tensor, device="meta") for name, tensor in net.state_dict().items()}
-    functional_call(Tried(), weights, (torch.empty(_TRIED, *input_shape, device="meta"),))
+    weights = {} if really else {f"net.{name}": tensor for name, tensor in without_numbers(net).items()}
+    images = torch.zeros(_TRIED, *input_shape, device="cpu" if really else "meta")
+    with torch.no_grad():
+        functional_call(Tried(), weights, (images,))
     return trial
 
 

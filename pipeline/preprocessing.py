@@ -83,6 +83,21 @@ class Preprocessing:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in description.items()}
 
 
+def preprocessing_of(transforms: Any, preset: str) -> Preprocessing:
+    """What the transforms of torchvision's weights do (`torchvision.transforms._presets`), under a name."""
+    resize = transforms.resize_size
+    return Preprocessing(
+        resize=resize[0] if len(resize) == 1 else (resize[0], resize[1]),
+        crop=transforms.crop_size[0],
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        interpolation=transforms.interpolation.value,
+        antialias=getattr(transforms, "antialias", False),  # videos are resized without, and have no such setting
+        fit="crop",
+        preset=preset,
+    )
+
+
 def prepare(
     preprocessing: Preprocessing, rgb: np.ndarray | Tensor, region: tuple[int, int, int, int] | None = None
 ) -> Tensor:

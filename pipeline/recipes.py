@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, did_you_mean
 
 TABLES = ("extract", "train-head", "finetune", "predict")
 _TEXTS = {"summary": True, "source": True, "notes": False}  # which must be there
@@ -66,7 +66,7 @@ def find(which: str, folder: Path) -> Path:
         return path
     if which not in (known := names(folder)):
         raise UserError(
-            f"there is no recipe {which!r}{_did_you_mean(which, known)}; `framebank recipes` lists them, and a file of "
+            f"there is no recipe {which!r}{did_you_mean(which, known)}; `framebank recipes` lists them, and a file of "
             f"your own ends in {_SUFFIX}"
         )
     return folder / f"{which}{_SUFFIX}"
@@ -98,7 +98,7 @@ def read_recipe(path: Path, folder: Path) -> Recipe:
         if key not in TABLES:
             what = "a table" if isinstance(table, dict) else "a key"
             raise UserError(
-                f"recipe {name} has {what} {key!r} that no recipe has{_did_you_mean(key, (*TABLES, *_TEXTS))}; its "
+                f"recipe {name} has {what} {key!r} that no recipe has{did_you_mean(key, (*TABLES, *_TEXTS))}; its "
                 f"tables are {', '.join(TABLES)}"
             )
         if not isinstance(table, dict):
@@ -118,7 +118,7 @@ def unknown_key(recipe: Recipe, table: str, key: str, known: Iterable[str]) -> U
     """What to say of a key that the command of its table does not have."""
     return UserError(
         f"recipe {recipe.name}: [{table}] has a key {key!r}, which is no option of `framebank {table}`"
-        f"{_did_you_mean(key, known)}; `framebank {table} --help` lists them"
+        f"{did_you_mean(key, known)}; `framebank {table} --help` lists them"
     )
 
 
@@ -126,9 +126,3 @@ def _is_value(value: object) -> bool:
     if isinstance(value, list):
         return all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in value)
     return isinstance(value, str | int | float)  # bool is an int
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    from pipeline.networks import did_you_mean  # which loads torch; a recipe without a mistake needs none of it
-
-    return did_you_mean(word, known)

@@ -60,6 +60,7 @@ def embedded_anew(
     *,
     device: torch.device,
     on_progress: Callable[[Progress], None],
+    typed: str | None = None,
 ) -> Iterator[Bank]:
     """A bank of videos by the backbone that was trained with a bundle's head, gone when the context ends.
 
@@ -69,12 +70,13 @@ def embedded_anew(
         banked: the bank that training began with, which has the same frames of them.
         device: where the backbone runs.
         on_progress: called a few times a second.
+        typed: the name of the backbone, as in `pipeline.alike.load_alike`.
 
     Raises:
         UserError: a video cannot be read any more, or has other frames than those that were banked.
         KeyboardInterrupt: it was interrupted.
     """
-    (alike,) = load_alike(bundle, (), device=device)
+    (alike,) = load_alike(bundle, (), device=device, typed=typed)
     rows = banked.catalog.set_index("id").loc[found["id"]]
     partial = bool((rows["partial"] != "").any())
     with tempfile.TemporaryDirectory(prefix="framebank-") as folder:

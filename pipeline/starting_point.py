@@ -37,6 +37,7 @@ class StartingPoint:
         precision: in which backbone and head will be trained.
         run: the folder of the run whose heads are taken; None for new ones.
         notes: lines worth telling the user.
+        typed: the name of the backbone as it was typed, if it was.
     """
 
     learning: Learning
@@ -45,6 +46,7 @@ class StartingPoint:
     precision: str
     run: Path | None = None
     notes: tuple[str, ...] = ()
+    typed: str | None = None
 
     def check(self, material: Material, folds: Sequence[Fold], seeds: int) -> None:
         """Make sure, before any work, that the heads of the run are there and know what is to be learnt.
@@ -97,7 +99,15 @@ class StartingPoint:
         )
 
 
-def open_run(run: Path, bank: Bank, weights: Sequence[str], *, device: torch.device, precision: str) -> StartingPoint:
+def open_run(
+    run: Path,
+    bank: Bank,
+    weights: Sequence[str],
+    *,
+    device: torch.device,
+    precision: str,
+    typed: str | None = None,
+) -> StartingPoint:
     """Open a finished run to start from.
 
     Args:
@@ -106,6 +116,7 @@ def open_run(run: Path, bank: Bank, weights: Sequence[str], *, device: torch.dev
         weights: the checkpoint file of the backbone, if it came from one.
         device: where backbone and head will be trained.
         precision: that of the backbone; "auto" is that of the bank.
+        typed: the name of the backbone, as in `pipeline.alike.load_alike`.
 
     Raises:
         UserError: no finished run, one that backbone and head cannot be joined for, another bank, other weights.
@@ -135,28 +146,34 @@ def open_run(run: Path, bank: Bank, weights: Sequence[str], *, device: torch.dev
             "`framebank extract` and train a head on that."
         )
     notes = check_banks(bundle, [bank])
-    (alike,) = load_alike(bundle, weights, device=device, precision=precision)
+    (alike,) = load_alike(bundle, weights, device=device, precision=precision, typed=typed)
     precision, more = _trained_in(alike, precision, device)
     learning = replace(learning_of(config["config"]), splits=run / "splits.csv", folds=None)
-    return StartingPoint(learning, bank, alike.backbone, precision, run, (*notes, *alike.notes, *more))
+    return StartingPoint(learning, bank, alike.backbone, precision, run, (*notes, *alike.notes, *more), typed)
 
 
 def open_bank(
-    learning: Learning, bank: Bank, weights: Sequence[str], *, device: torch.device, precision: str
+    learning: Learning,
+    bank: Bank,
+    weights: Sequence[str],
+    *,
+    device: torch.device,
+    precision: str,
+    typed: str | None = None,
 ) -> StartingPoint:
     """Start from the backbone of a bank, with new heads.
 
     Args:
         learning: what is learnt.
-        bank, weights, device, precision: as in `open_run`.
+        bank, weights, device, precision, typed: as in `open_run`.
 
     Raises:
         UserError: other weights than the bank's.
     """
     _check_views(bank.config)
-    alike = load_backbone_of(bank, weights, device=device, precision=precision)
+    alike = load_backbone_of(bank, weights, device=device, precision=precision, typed=typed)
     precision, more = _trained_in(alike, precision, device)
-    return StartingPoint(learning, bank, alike.backbone, precision, notes=(*alike.notes, *more))
+    return StartingPoint(learning, bank, alike.backbone, precision, notes=(*alike.notes, *more), typed=typed)
 
 
 def _trained_in(alike: Alike, asked: str, device: torch.device) -> tuple[str, list[str]]:

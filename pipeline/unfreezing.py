@@ -18,10 +18,10 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.backbone import NODE_NAME, Backbone
+from pipeline.backbone import Backbone
 from pipeline.blocks import blocks_of, depths_of, within
-from pipeline.errors import UserError
-from pipeline.networks import did_you_mean
+from pipeline.errors import UserError, did_you_mean
+from pipeline.tracing import NODE_NAME
 
 HEAD, ALL = "head", "all"  # names of nothing and of everything in the backbone
 

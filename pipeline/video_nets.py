@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, Conv3DNoTemporal, Conv3DSimple, VideoResNet
 
+from pipeline.blueprints import Blueprint
 from pipeline.errors import UserError
 from pipeline.preprocessing import Preprocessing
 from pipeline.windows import Window
@@ -254,3 +255,16 @@ NETS: dict[str, Net] = {
         "https://cs.stanford.edu/people/karpathy/deepvideo/",
     ),
 }
+
+
+def blueprint(name: str) -> Blueprint:
+    """One of them, as networks come from elsewhere too."""
+    net = NETS[name]
+    return Blueprint(
+        name=name,
+        build=lambda window, _preset, _seed: net.build(window),
+        presets=lambda: {net.preprocessing.preset: net.preprocessing},
+        default=net.preprocessing.preset,
+        window=net.window,
+        kinds=net.kinds,
+    )

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from stages.finetune_options import BENCH
-from stages.options import BANK, BATCH_SIZE, DATA, DEVICE, NETWORK, PRECISION, read_window
+from stages.options import BANK, BATCH_SIZE, DATA, DEVICE, NETWORK, OWN_BACKBONE, PRECISION, read_window
 
 
 @click.group()
@@ -50,6 +50,7 @@ def bench_extract(**options: Any) -> None:
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads.")
 @click.option("--cnn-videos", type=click.IntRange(min=0), default=0, show_default=True, help="Run the CNN on so many.")
 @click.option("--weights", multiple=True, metavar="FILE", help="The CNN's checkpoint, if the bank's was a file.")
+@OWN_BACKBONE
 @click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON.")
 @DEVICE
 def bench_heads(**options: Any) -> None:

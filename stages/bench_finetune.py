@@ -81,6 +81,7 @@ class BenchFinetuneConfig:
     head: Path
     bank: Path | None = None
     weights: str | None = None
+    backbone: str | None = None
     unfreeze: str = UNFREEZE
     videos: int = 24
     epochs: int = 3
@@ -192,7 +193,7 @@ def _setting(config: BenchFinetuneConfig, bank: Bank, threads: int) -> _Setting:
     """Some of the run's videos, evenly spread, and how fine-tuning would begin on them."""
     device = choose_device(config.device)
     weights = () if config.weights is None else (config.weights,)
-    start = open_run(config.head, bank, weights, device=device, precision=config.precision)
+    start = open_run(config.head, bank, weights, device=device, precision=config.precision, typed=config.backbone)
     learning = start.learning
     known = as_asked(learning.resolved(), bank)
     ids = [video for video in bank if video in known.values]

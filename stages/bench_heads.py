@@ -52,6 +52,7 @@ class BenchHeadsConfig:
     threads: int = 1
     cnn_videos: int = 0
     weights: tuple[str, ...] = ()
+    backbone: str | None = None
     device: str = "auto"
     json: Path | None = None
 
@@ -220,7 +221,7 @@ def _cnn_epoch(config: BenchHeadsConfig, bank: Bank, device: torch.device, seque
     head = Head(HeadConfig(hidden=1), sequences.feature_shape, 1)
     objective = Objective("class")
     bundle = Bundle((Member(head, (described(bank),)),), "class", False, (), objective, Selection())
-    alike = load_alike(bundle, config.weights, device=device)[0]
+    alike = load_alike(bundle, config.weights, device=device, typed=config.backbone)[0]
     with tempfile.TemporaryDirectory(prefix="framebank-") as folder:
         begun = time.perf_counter()
         bank_alike(Path(folder) / "bench.h5", table, alike, device=device, on_progress=lambda _: None)

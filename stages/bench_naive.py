@@ -10,7 +10,7 @@ import torch
 from pipeline.backbone import Backbone, named_tensors
 from pipeline.bank import Bank
 from pipeline.errors import UserError
-from pipeline.networks import OPTIONS, image_networks
+from pipeline.torchvision_networks import OPTIONS, image_networks
 from pipeline.windows import FRAME
 from stages.bench_parts import cosines
 from stages.bench_processes import Fresh, run_naive

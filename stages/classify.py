@@ -18,7 +18,7 @@ import torch
 from scipy.special import softmax
 
 from pipeline import bank as banks
-from pipeline.backbone import OUTPUT, Backbone, load_backbone
+from pipeline.backbone import Backbone, load_backbone
 from pipeline.bank import Bank
 from pipeline.encoder import choose_batch_size, choose_device, choose_precision
 from pipeline.engine import Progress
@@ -32,6 +32,7 @@ from pipeline.resuming import with_state
 from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.sources import source_text
+from pipeline.tracing import OUTPUT
 from pipeline.views import Views, draws
 from pipeline.windows import Window
 from pipeline.writing import check_outputs, write_csv, write_json

@@ -38,6 +38,7 @@ from stages.options import (
     DATA,
     DEVICE,
     FRAMES,
+    OWN_BACKBONE,
     QUIET,
     RUN,
     VIEWS,
@@ -231,6 +232,7 @@ def finetune(**options: Any) -> None:
 )
 @TARGET_FILES
 @click.option("--json", type=DATA, metavar="FILE", help="Write the scores as JSON.")
+@OWN_BACKBONE
 @DEVICE
 @QUIET
 def evaluate(**options: Any) -> None:
@@ -296,6 +298,7 @@ def compare(**options: Any) -> None:
     metavar="FILE",
     help="The page.  [default: RUN/report.html; of several runs comparison.html beside the first]",
 )
+@OWN_BACKBONE
 def report(**options: Any) -> None:
     """Write one self-contained HTML page about RUN, to be opened in a browser: scores beside the baselines, where it
     fails and when in a video, curves, classes, split, settings and cost.

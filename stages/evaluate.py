@@ -54,6 +54,7 @@ class EvaluateConfig:
     segments: Path | None = None
     frame_values: Path | None = None
     json: Path | None = None
+    backbone: str | None = None
     device: str = "auto"
     quiet: bool = False
 
@@ -98,7 +99,8 @@ def run(config: EvaluateConfig) -> int:
         banks = [stack.enter_context(Bank(path)) for path in paths]
         own = not config.banks or rescoring.is_own(finished.config, banks, finished.tested)
         if own and finished.finetuned is not None:
-            return _own(display, config, finished, banks, device, _anew(display, finished, banks[0], device))
+            anew = _anew(display, finished, banks[0], device, config.backbone)
+            return _own(display, config, finished, banks, device, anew)
         for note in check_banks(load_bundle(config.run), banks):
             display.field("Note", note)
         if own:
@@ -112,7 +114,7 @@ def _read(folder: Path) -> _Run:
     return _Run(folder, runs.read_config(folder), results, recorded.task_of(results), folds)
 
 
-def _anew(display: Display, finished: _Run, banked: Bank, device: torch.device) -> Reading:
+def _anew(display: Display, finished: _Run, banked: Bank, device: torch.device, typed: str | None) -> Reading:
     """The backbone of each bundle, run over the files that it was trained on."""
     asked = finished.finetuned or {}
     data = Path(source_path(asked["data"]))
@@ -123,7 +125,7 @@ def _anew(display: Display, finished: _Run, banked: Bank, device: torch.device) 
         found = find_sources(data, banked, ids, **options)
         with ExitStack() as stack:
             with display.progress(len(found), 0) as show:
-                anew = rescoring.embedded_anew(bundle, found, banked, device=device, on_progress=show)
+                anew = rescoring.embedded_anew(bundle, found, banked, device=device, on_progress=show, typed=typed)
                 opened = stack.enter_context(anew)
             yield [opened]
 

@@ -35,6 +35,7 @@ from pipeline.extraction import (
 from pipeline.features import records
 from pipeline.flow import Flow
 from pipeline.imported import is_imported
+from pipeline.networks import absolute_name
 from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.sealing import disk_errors
@@ -142,7 +143,7 @@ def run(config: ExtractConfig, cluster: "Cluster | None" = None) -> int:
     probed = probe_videos(plan.todo)
     summary.show_plan(display, plan, probed)
     if len(plan.todo):
-        summary.show_recipe(display, backbone, recipe, device.type, preset_named=network.preset is not None)
+        summary.show_recipe(display, backbone, recipe, device.type)
     if network.finetuned:
         _warn_of_seen(display, Path(config.weights), plan.todo["id"])
 
@@ -200,11 +201,7 @@ def _network(config: ExtractConfig) -> _Network:
     folder = Path(config.weights)
     network = _Network(config.weights)
     if (folder / "model.json").exists() or (folder / "config.json").exists():
-        network = network._replace(**own_settings(folder), finetuned=True)
-        if config.backbone not in (None, network.backbone):
-            raise UserError(
-                f"{folder} has the weights of {network.backbone}, not of {config.backbone}; leave --backbone out."
-            )
+        network = network._replace(**own_settings(folder, config.backbone), finetuned=True)
     options = ("backbone", "layer", "preset", "image_size", "fit", "crop", "sampling", "window", "flow")
     asked = {name: getattr(config, name) for name in options} | {"inflate": config.inflate or None}
     return network._replace(**{name: value for name, value in asked.items() if value is not None})
@@ -242,7 +239,7 @@ def _arguments(network: _Network, seed: int) -> dict[str, Any]:
     """What `load_backbone` is given, here and on workers: these have another working folder."""
     file = Path(network.weights)
     return {
-        "name": network.backbone,
+        "name": absolute_name(network.backbone),
         "weights": str(absolute_path(file)) if file.exists() else network.weights,
         "layer": network.layer,
         "preset": network.preset,
@@ -256,7 +253,7 @@ def _arguments(network: _Network, seed: int) -> dict[str, Any]:
 
 def _load(network: _Network, seed: int) -> Backbone:
     """The backbone, its weights named after the run where they are of a fine-tuned one."""
-    backbone = load_backbone(**_arguments(network, seed) | {"weights": network.weights})
+    backbone = load_backbone(**_arguments(network, seed) | {"name": network.backbone, "weights": network.weights})
     return replace(backbone, weights=own_label(Path(network.weights))) if network.finetuned else backbone
 
 

@@ -71,6 +71,7 @@ class FinetuneConfig:
     bank: Path | None = None
     learning: Learning | None = None
     weights: str | None = None
+    backbone: str | None = None
     all_files: bool = False
     image_fps: float | None = None
     unfreeze: str = UNFREEZE
@@ -318,7 +319,9 @@ def _training(
         read = []
         if fold.test:  # by what was written, as predict does: what is scored is what is used
             tested = opened.videos[opened.videos["id"].isin(fold.test)]
-            anew = embedded_anew(bundle, tested, start.bank, device=plan.device, on_progress=lambda _: None)
+            anew = embedded_anew(
+                bundle, tested, start.bank, device=plan.device, on_progress=lambda _: None, typed=start.typed
+            )
             read = [load_sequences([scored.enter_context(anew)], fold.test, spatial=material.spatial)]
         return Trained(bundle, read, history, notes)
 
@@ -391,12 +394,12 @@ def _start(config: FinetuneConfig, stack: ExitStack, device: torch.device) -> St
     weights = () if config.weights is None else (config.weights,)
     if config.head is not None:
         bank = stack.enter_context(Bank(bank_of(config.head, config.bank)))
-        return open_run(config.head, bank, weights, device=device, precision=config.precision)
+        return open_run(config.head, bank, weights, device=device, precision=config.precision, typed=config.backbone)
     assert config.bank is not None
     assert config.learning is not None
     bank = stack.enter_context(Bank(config.bank))
     weights = weights if bank.config["weights"].startswith("file:") else ()  # others it finds by their name
-    return open_bank(config.learning, bank, weights, device=device, precision=config.precision)
+    return open_bank(config.learning, bank, weights, device=device, precision=config.precision, typed=config.backbone)
 
 
 def _prefix_banks(config: FinetuneConfig, halves: Halves) -> list[Path]:

@@ -7,7 +7,19 @@ from typing import Any
 import click
 
 from stages.head_options import HEAD, SPLITS, STEPS, TARGETS, learning_of, refuse_idle, training
-from stages.options import BANK, BY_HAND, DATA, DEVICE, NETWORK, PRECISION, WHAT, Real, grouped, read_window
+from stages.options import (
+    BANK,
+    BY_HAND,
+    DATA,
+    DEVICE,
+    NETWORK,
+    OWN_BACKBONE,
+    PRECISION,
+    WHAT,
+    Real,
+    grouped,
+    read_window,
+)
 
 START = grouped(
     click.option(
@@ -118,6 +130,7 @@ BENCH = grouped(
     click.option("--head", type=DATA, required=True, metavar="RUN", help="The run of train-head to start from."),
     click.option("--bank", type=BANK, metavar="BANK", help="Where the bank of RUN lies now, if it was moved."),
     click.option("--weights", metavar="FILE", help="The checkpoint of the backbone, if it was a file; checked."),
+    OWN_BACKBONE,
     _UNFREEZE,
     click.option("--videos", type=click.IntRange(min=1), default=24, show_default=True, help="So many of RUN's."),
     click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="Of each way, in turn."),
@@ -146,6 +159,8 @@ def read(extraction: Any, finetuning: Any, options: dict[str, Any]) -> tuple[Any
     names = {each.name for each in fields(finetuning)} - {"learning", "selection", "fit", "seeds"}
     if options["head"] is not None:
         free = {*names, *_CHOSEN, *(each.name for each in fields(FitConfig)), "seeds"}
+        if ":" not in (options["backbone"] or ""):  # a function of the user's own has to be typed again
+            free.remove("backbone")
         for param in context.command.params:
             if param.name in typed - free:
                 raise click.UsageError(f"{param.opts[0]} is decided by the run of --head; leave it out")
@@ -158,7 +173,7 @@ def read(extraction: Any, finetuning: Any, options: dict[str, Any]) -> tuple[Any
     pace = FROM_HEAD if options["head"] is not None else FROM_SCRATCH if options["weights"] == "random" else NEW_HEAD
     options |= {name: value for name, value in pace._asdict().items() if options[name] is None}
     network = {name: options.pop(name) for name in _EXTRACT}
-    own = {name: options.pop(name) for name in names}
+    own = {name: options.pop(name) for name in names - {"backbone"}} | {"backbone": network["backbone"]}
     learning = learning_of(Learning, options)
     trained = {"fit": replace(learning.fit, epochs=learning.epochs), "seeds": learning.seeds}
     if own["head"] is not None:

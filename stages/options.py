@@ -129,7 +129,17 @@ WHAT = grouped(
     heading="Data",
 )
 _NAME = click.option(
-    "--backbone", help="Any torchvision classification or video model, or one of ours.  [default: resnet50]"
+    "--backbone",
+    metavar="NAME",
+    help=(
+        "Any torchvision classification or video model, one of ours, timm/NAME, or a function of yours that makes one: "
+        "FILE.py:FUNCTION, MODULE:FUNCTION.  [default: resnet50]"
+    ),
+)
+OWN_BACKBONE = click.option(
+    "--backbone",
+    metavar="FUNCTION",
+    help="The backbone again, where it is a function of yours: no code runs because a bank or a run names it.",
 )
 _CUT = grouped(
     click.option(
@@ -165,7 +175,7 @@ BACKBONE = grouped(
         default="DEFAULT",
         show_default=True,
         help=(
-            "A torchvision weight name (IMAGENET1K_V2), 'random', a checkpoint file (.pth, .safetensors), or a"
+            "A published weight name (IMAGENET1K_V2), 'random', a checkpoint file (.pth, .safetensors), or a"
             " fine-tuned run, which also brings what else of network and frames is not given here."
         ),
     ),

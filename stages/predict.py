@@ -55,6 +55,7 @@ class PredictConfig:
     timeline: Path | None = None
     min_seconds: float | None = None
     weights: tuple[str, ...] = ()
+    backbone: str | None = None
     all_files: bool = False
     image_fps: float | None = None
     allow_partial: bool = False
@@ -169,7 +170,7 @@ def _bank(
     Returns:
         fingerprint of the bank trained on -> the temporary bank like it; None when interrupted.
     """
-    loaded = load_alike(bundle, config.weights, device=device, precision=config.precision)
+    loaded = load_alike(bundle, config.weights, device=device, precision=config.precision, typed=config.backbone)
     for alike in loaded:
         shape = "×".join(map(str, alike.backbone.feature_shape))
         backbone = f"{alike.backbone.name}, layer {alike.backbone.layer} ({shape}), {alike.backbone.weights}"

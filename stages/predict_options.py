@@ -120,7 +120,9 @@ def by_itself(paths: tuple[Path, ...], options: dict[str, Any]) -> bool:
     """
     context = click.get_current_context()
     typed = context.get_parameter_source
-    alone = options["backbone"] is not None or typed("recipe") is click.core.ParameterSource.COMMANDLINE
+    again = ":" in (options["backbone"] or "") and (paths[0] / "model.json").exists()  # a function that made RUN's
+    by_name = options["backbone"] is not None and not again
+    alone = by_name or typed("recipe") is click.core.ParameterSource.COMMANDLINE
     if alone and (run := next((path for path in paths if (path / "model.json").exists()), None)):
         raise click.UsageError(
             f"{run} is a run, whose head decides the network; leave it out, or --recipe and --backbone"
@@ -129,7 +131,7 @@ def by_itself(paths: tuple[Path, ...], options: dict[str, Any]) -> bool:
         if param.name and typed(param.name) in BY_HAND:
             if alone and param.name in OF_RUN:
                 raise click.UsageError(f"{param.opts[0]} is of the head of RUN, and there is none; leave it out")
-            if not alone and param.name in OF_NETWORK:
+            if not alone and param.name in OF_NETWORK and not (again and param.name == "backbone"):
                 raise click.UsageError(
                     f"{param.opts[0]} is for a network by itself, and RUN decides it; leave it out, or give --backbone "
                     "or --recipe instead of RUN"
@@ -148,7 +150,8 @@ def by_itself(paths: tuple[Path, ...], options: dict[str, Any]) -> bool:
 
 def of_run(kind: Any, paths: tuple[Path, ...], options: dict[str, Any]) -> Any:
     """The options as a config of this kind: of predicting with the head of a run."""
-    return kind(run=paths[0], videos=paths[1:], **{name: options[name] for name in options.keys() - {*OF_NETWORK}})
+    own = options.keys() - {*OF_NETWORK} | {"backbone"}
+    return kind(run=paths[0], videos=paths[1:], **{name: options[name] for name in own})
 
 
 def of_network(kind: Any, paths: tuple[Path, ...], options: dict[str, Any]) -> Any:

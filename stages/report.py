@@ -46,6 +46,7 @@ class ReportConfig:
 
     runs: tuple[Path, ...]
     out: Path | None = None
+    backbone: str | None = None
     quiet: bool = False
 
     @property
@@ -70,7 +71,7 @@ def run(config: ReportConfig) -> int:
     banks = [Path(source_path(bank["path"])) for each in finished for bank in each.config["data"]["banks"]]
     made = [file for folder in config.runs for file in folder.rglob("*") if file.suffix != ".html"]
     check_outputs({"--out": out}, [*banks, *made])
-    page = _comparison(finished) if several else _report(display, finished[0])
+    page = _comparison(finished) if several else _report(display, finished[0], config.backbone)
     write_page(out, page)
     display.field(
         "Comparison" if several else "Report", f"{out} ({megabytes(len(page.encode()))}); open it in a browser"
@@ -78,7 +79,7 @@ def run(config: ReportConfig) -> int:
     return OK
 
 
-def _report(display: Display, finished: Finished) -> str:
+def _report(display: Display, finished: Finished, typed: str | None) -> str:
     """The page of one run."""
     task, held = finished.task, finished.held
     shown = report_errors.worst(task, held, TIMELINES if task.per_frame else CARDS)
@@ -86,7 +87,7 @@ def _report(display: Display, finished: Finished) -> str:
         banks, gaps = _open(stack, finished)
         courses: dict[int, Course] = {}
         if banks and not task.per_frame:
-            courses, gap = _courses(display, stack, finished, banks, shown)
+            courses, gap = _courses(display, stack, finished, banks, shown, typed)
             gaps += [gap] if gap else []
         cards = []
         for number, each in enumerate(shown):
@@ -126,7 +127,12 @@ def _strip(bank: Bank, video: str, seconds: np.ndarray) -> Strip:
 
 
 def _courses(
-    display: Display, stack: ExitStack, finished: Finished, banks: list[Bank], shown: Sequence[Shown]
+    display: Display,
+    stack: ExitStack,
+    finished: Finished,
+    banks: list[Bank],
+    shown: Sequence[Shown],
+    typed: str | None,
 ) -> tuple[dict[int, Course], str]:
     """What the fold that held a video out says over its time, by the place of the video; or why that is not known."""
     device = choose_device("auto")
@@ -145,7 +151,9 @@ def _courses(
                 options = {name: asked[name] for name in ("all_files", "image_fps") if name in asked}
                 found = find_sources(Path(source_path(asked["data"])), banks[0], ids, **options)
                 with display.progress(len(found), 0) as show:
-                    anew = rescoring.embedded_anew(bundle, found, banks[0], device=device, on_progress=show)
+                    anew = rescoring.embedded_anew(
+                        bundle, found, banks[0], device=device, on_progress=show, typed=typed
+                    )
                     read = [stack.enter_context(anew)]
             else:
                 check_banks(bundle, banks)

@@ -11,7 +11,6 @@ from pipeline.backbone import Backbone
 from pipeline.bank import Bank
 from pipeline.engine import Progress
 from pipeline.features import CATALOG, records
-from pipeline.networks import presets
 from pipeline.resuming import Plan
 from pipeline.videos import COLUMNS, Found, label_order
 from stages.console import (
@@ -87,9 +86,7 @@ def show_plan(display: Display, plan: Plan, probed: pd.DataFrame) -> None:
         display.field("Changed", f"{what} since banked, e.g. {plan.changed[0]}: banked again")
 
 
-def show_recipe(
-    display: Display, backbone: Backbone, recipe: dict[str, Any], device: str, *, preset_named: bool
-) -> None:
+def show_recipe(display: Display, backbone: Backbone, recipe: dict[str, Any], device: str) -> None:
     """Backbone, weights, input, frames and precision; loudly where they carry no knowledge or were assumed."""
     shape = "×".join(map(str, backbone.feature_shape))
     inflated = " inflated to 3D" if backbone.inflated else ""
@@ -97,9 +94,9 @@ def show_recipe(
     if backbone.weights.startswith("random"):
         display.field("", "WARNING: random weights. The embeddings carry no knowledge of images.")
     preset = backbone.preprocessing.preset
-    several = len(set(presets(backbone.name).values())) > 1
-    assumed = backbone.weights.startswith("file:") and several and not preset_named
-    doubt = " (assumed: --preset says which goes with this file)" if assumed else ""
+    if backbone.whole:
+        display.field("Note", f"the network is taken in one piece ({backbone.whole}): it has no layers but its output")
+    doubt = " (assumed: --preset says which goes with this file)" if backbone.assumed else ""
     display.field("Input", f"{input_words(recipe['preprocessing'])}, normalised as {preset}{doubt}")
     display.field("Frames", sampling_words(recipe["sampling"]))
     if not plain_frames(recipe):

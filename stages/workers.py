@@ -13,6 +13,7 @@ from pipeline import agreement, spreading
 from pipeline import bank as banks
 from pipeline.cluster import Cluster, await_workers, hosts, names
 from pipeline.engine import Progress
+from pipeline.networks import packages_of
 from pipeline.pieces import costs
 from pipeline.rows import ReadOptions
 from pipeline.sealing import disk_errors
@@ -82,6 +83,7 @@ def spread(
     """
     places = np.linspace(0, len(todo) - 1, min(_LOOKED_FOR, len(todo))).astype(int)
     files = [Path(path) for path in (*todo["path"].iloc[places], network["weights"])]
+    agreement.check_software(cluster, packages_of(network["name"]))
     with disk_errors(out):
         agreement.check_storage(cluster, out.parent, files)
     device = str(recorded["compute"]["device"])

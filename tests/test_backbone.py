@@ -14,8 +14,8 @@ from torchvision.models import SqueezeNet1_1_Weights, get_model, get_model_weigh
 
 from pipeline.backbone import load_backbone
 from pipeline.errors import UserError
-from pipeline.networks import OPTIONS
 from pipeline.preprocessing import normalise
+from pipeline.torchvision_networks import OPTIONS
 
 SQUEEZENET = "weights/squeezenet1_1-imagenet.pth"
 MOBILENET = "weights/mobilenet_v2-imagenet.pth"

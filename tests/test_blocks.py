@@ -8,7 +8,7 @@ from torchvision.models import get_model, list_models
 
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.blocks import blocks_of, depths_of, within
-from pipeline.networks import OPTIONS
+from pipeline.torchvision_networks import OPTIONS
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -12,8 +12,8 @@ from torchvision.models import SqueezeNet1_1_Weights, get_model, list_models
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.errors import UserError
 from pipeline.first_convolution import adapted, first_weight, taking
-from pipeline.networks import OPTIONS
 from pipeline.preprocessing import normalise
+from pipeline.torchvision_networks import OPTIONS
 from pipeline.windows import Window
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

@@ -137,7 +137,7 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 def test_the_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = (project["optional-dependencies"][name] for name in ("flow", "parquet", "xarray"))
+    extras = (project["optional-dependencies"][name] for name in ("flow", "parquet", "timm", "xarray"))
     wanted = sum(extras, project["dependencies"])
     declared = {canonicalize_name(Requirement(text).name) for text in wanted} - {"bokeh"}  # Dask imports it
     used = (

@@ -249,7 +249,7 @@ def test_what_is_typed_goes_before_what_the_run_has(made: Path, tmp_path: Path) 
 
 def test_a_run_that_brings_no_such_weights_is_refused(made: Path, tmp_path: Path) -> None:
     asked = ExtractConfig(made / "data", tmp_path / "new.h5", weights=str(made / "run"), backbone="vgg11", quiet=True)
-    with pytest.raises(UserError, match=r"run has the weights of squeezenet1_1, not of vgg11; leave --backbone out"):
+    with pytest.raises(UserError, match=r"was made with squeezenet1_1, not with vgg11; give --backbone squeezenet1_1"):
         extract(asked)
     plain_run = replace(asked, backbone=None, weights=str(made / "head"))
     with pytest.raises(UserError, match=r"was made with: --backbone squeezenet1_1 --weights random --seed 0\.$"):

@@ -10,13 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from pipeline.backbone import OUTPUT, Backbone, as_maps, from_maps, layout_of, load_backbone
+from pipeline.backbone import Backbone, as_maps, from_maps, layout_of, load_backbone
 from pipeline.blocks import blocks_of, depths_of, within
 from pipeline.encoder import channels_last, choose_batch_size, make_encoder
 from pipeline.errors import UserError
 from pipeline.halves import named_state, split
-from pipeline.networks import OPTIONS, video_networks, window_of
+from pipeline.networks import video_networks, window_of
 from pipeline.preprocessing import normalise
+from pipeline.torchvision_networks import OPTIONS
+from pipeline.tracing import OUTPUT
 from pipeline.unfreezing import freeze, read_unfreezing
 from pipeline.video_nets import NETS
 from pipeline.windows import FRAME, Window
