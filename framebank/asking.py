@@ -24,7 +24,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _ELSEWHERE = {"out", "quiet", "dry-run", "csv", "json", "log-json"}
 _ONLY = {  # of `predict`, whose other options are of outputs, or of a network without a run
     "predict": {
-        *("weights", "all-files", "image-fps", "allow-partial", "min-seconds"),
+        *("backbone", "weights", "all-files", "image-fps", "allow-partial", "min-seconds"),
         *("device", "precision", "batch-size"),
     }
 }

@@ -32,3 +32,7 @@ class PredictOptions(TypedDict, total=False):
 
     min_seconds: float | None
     """Shorter segments join their neighbours. [default: as in training]"""
+
+    backbone: str | None
+    """Any torchvision classification or video model, one of ours, timm/NAME, or a function of yours that makes one:
+    FILE.py:FUNCTION, MODULE:FUNCTION. [default: resnet50]"""

@@ -169,7 +169,13 @@ class Predictor:
         with self._lock:
             if self._loaded is None:
                 given = self._given
-                alikes = load_alike(self._bundle, given["weights"], device=self._device, precision=given["precision"])
+                alikes = load_alike(
+                    self._bundle,
+                    given["weights"],
+                    device=self._device,
+                    precision=given["precision"],
+                    typed=given["backbone"],
+                )
                 made = {
                     each.fingerprint: encoding_alike(
                         each,
