@@ -81,7 +81,7 @@ def rows_of(bank: Bank, video: str, backbone: Backbone, flow: Flow | None) -> np
         UserError: the file does not give them any more.
     """
     catalog = bank.catalog.set_index("id").loc[video]
-    row = {"id": video, "path": source_path(catalog["source"]), "kind": catalog["kind"], "crop": catalog["crop"]}
+    row = {"id": video, "path": source_path(str(catalog["source"])), "kind": catalog["kind"], "crop": catalog["crop"]}
     seconds = bank.timestamps(video)
     reader = FrameReader(
         [row], [bank.frames(video)], [seconds], backbone.preprocessing, window=backbone.window, flow=flow

@@ -73,6 +73,7 @@ def write_model(
             made = torch.onnx.export(
                 program,
                 dynamo=True,
+                dynamic_shapes=(shapes,),  # for the names of axes
                 input_names=list(inputs),
                 output_names=[output],
                 opset_version=OPSET,

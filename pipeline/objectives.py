@@ -233,10 +233,10 @@ class Objective:
         return sums(probability * step_weights(place, growing=self.read == "weighted")[:, None], place)
 
     def probability(self, output: Tensor) -> Tensor:
-        """Outputs (n, K) of any n -> probabilities, values as they are: (n, K) float32."""
+        """Outputs (..., K) -> probabilities, values as they are: (..., K) float32."""
         output = output.float()
         if self.kind == "class":
-            return output.softmax(dim=1)
+            return output.softmax(dim=-1)
         return output.sigmoid() if self.kind == "multilabel" else output
 
 

@@ -6,6 +6,8 @@ kernels for it; so the operator is named here, with the weights in ONNX's order 
 forget, cell, output, GRU reset, update, new; ONNX: LSTM input, output, forget, cell, GRU update, reset, new.)
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,10 @@ class OnnxCell(nn.Module):
         states = rows[:, None]
         for layer in range(self.layers):
             weights = (getattr(self, f"{name}_{layer}") for name in ("weight_ih", "weight_hh", "bias"))
-            attributes = {"hidden_size": self.hidden, "direction": "bidirectional" if self.bidirectional else "forward"}
+            attributes: dict[str, Any] = {
+                "hidden_size": self.hidden,
+                "direction": "bidirectional" if self.bidirectional else "forward",
+            }
             if self.operator == "GRU":
                 attributes["linear_before_reset"] = 1  # as torch has it: the reset gate after the matrix
             made = torch.onnx.ops.symbolic(

@@ -191,7 +191,7 @@ def _originals(
             return
         if videos is None:  # a fine-tuned run: no bank holds what its backbone makes of the videos
             ids = export_check.some_videos(banks, with_files=True)
-            paths = [Path(source_path(banks[0].catalog.set_index("id").at[video, "source"])) for video in ids]
+            paths = [Path(source_path(str(banks[0].catalog.set_index("id").at[video, "source"]))) for video in ids]
             videos = find_all(paths)[0] if paths else None
         if videos is None:
             yield []

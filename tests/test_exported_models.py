@@ -42,11 +42,8 @@ def holds(bundle: Bundle, to: str, folder: Path) -> None:
 
 FAST = {
     "gru, both ways, two layers": "onnx",
-    "several pools": "onnx",
     "all inputs": "onnx",
-    "every step": "onnx",
     "attention": "torch-export",
-    "both ways, last": "torch-export",
 }
 
 
