@@ -33,10 +33,8 @@ class OnnxCell(nn.Module):
         states = rows[:, None]
         for layer in range(self.layers):
             weights = (getattr(self, f"{name}_{layer}") for name in ("weight_ih", "weight_hh", "bias"))
-            attributes: dict[str, Any] = {
-                "hidden_size": self.hidden,
-                "direction": "bidirectional" if self.bidirectional else "forward",
-            }
+            direction = "bidirectional" if self.bidirectional else "forward"
+            attributes: dict[str, Any] = {"hidden_size": self.hidden, "direction": direction}
             if self.operator == "GRU":
                 attributes["linear_before_reset"] = 1  # as torch has it: the reset gate after the matrix
             made = torch.onnx.ops.symbolic(
