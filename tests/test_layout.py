@@ -17,7 +17,7 @@ import stages
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for folder in ("pipeline", "stages", "tests") for path in (ROOT / folder).rglob("*.py"))
 PACKAGE_FILES = [path for path in FILES if path.parts[len(ROOT.parts)] != "tests"]
-COMMANDS = ("bench_commands", "exchange_commands")
+COMMANDS = ("bench_commands", "exchange_commands", "export_model_options")
 OPTIONS = ("options", "head_options", "finetune_options", "predict_options", "recipe_options", *COMMANDS)
 ONLY_IN = {  # an outside world -> the files that may know it
     "h5py": {"pipeline/features.py"},
@@ -35,6 +35,7 @@ ONLY_IN = {  # an outside world -> the files that may know it
     },
     "matplotlib": {"pipeline/figures.py"},
     "cv2": {"pipeline/flow.py"},
+    "onnxruntime": {"pipeline/exported_models.py"},
     "jinja2": {"pipeline/pages.py"},
     "markupsafe": {"pipeline/pages.py"},
     "pyarrow": {"pipeline/exporting_tables.py"},
@@ -43,7 +44,7 @@ PUT_STAGES_IN_A_ROW = {"stages/cli.py", *(f"stages/{name}.py" for name in COMMAN
 SHARED = (
     *("console", "options", "recipe_options", "predict_options", "head_options"),
     *("summary", "workers", "training_run", "training_words", "finetune_words"),
-    *("comparison", "report_words", "explore_words", "timelines"),
+    *("comparison", "report_words", "explore_words", "timelines", "export_model_words"),
     *("machine", "bench_parts", "bench_processes", "bench_naive", "bench_words", "naive_loop"),
 )
 SHARED_BY_STAGES = {f"stages.{name}" for name in SHARED}
@@ -133,9 +134,10 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 def test_the_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = (project["optional-dependencies"][name] for name in ("flow", "parquet"))
+    extras = (project["optional-dependencies"][name] for name in ("flow", "onnx", "parquet"))
     wanted = sum(extras, project["dependencies"])
-    declared = {canonicalize_name(Requirement(text).name) for text in wanted} - {"bokeh"}  # Dask imports it
+    declared = {canonicalize_name(Requirement(text).name) for text in wanted} - {"bokeh", "onnx", "onnxscript"}
+    # (Dask imports the first, torch's exporter the others.)
     used = set().union(*map(packages, PACKAGE_FILES)) - set(sys.stdlib_module_names) - {"pipeline", "stages"}
     called = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-contrib-python-headless"}
     assert {called.get(package) or canonicalize_name(package) for package in used} == declared
