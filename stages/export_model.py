@@ -93,6 +93,11 @@ def _refuse(bundle: Bundle, run: Path) -> None:
                     f"The head in {run} averages over {views['count']} views of each video, and an exported one reads "
                     "a single sequence: train a head on a bank without --views."
                 )
+    if bundle.resampling is not None:
+        raise UserError(
+            f"The head in {run} reads banks with times of their own (--resample), and an exported one takes rows that "
+            "lie side by side already: bank the videos alike, or train a head each (--fuse mean)."
+        )
     if bundle.selection.test_crops > 1:
         raise UserError(
             f"The head in {run} averages over {bundle.selection.test_crops} draws of frames (--test-crops), and an "

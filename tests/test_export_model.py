@@ -17,6 +17,7 @@ from pipeline.bank import Bank
 from pipeline.bundles import Bundle, save_bundle
 from pipeline.export_check import original
 from pipeline.onnx_cells import OnnxCell
+from pipeline.resampling import Resampling
 from pipeline.selection import Selection
 from tests.clips import make_clip
 from tests.commands import extract, framebank, said
@@ -100,6 +101,7 @@ def test_without_videos_it_says_so(made: tuple[Path, Path], tmp_path: Path) -> N
     ("change", "words"),
     [
         (lambda bundle: replace(bundle, selection=Selection("tsn", 4, 3)), "averages over 3 draws of frames"),
+        (lambda bundle: replace(bundle, resampling=Resampling("nearest")), "reads banks with times of their own"),
         (lambda bundle: _with_views(bundle), "averages over 5 views of each video"),
     ],
 )
