@@ -104,6 +104,10 @@ fitting        head, sequences, targets -> the best epoch's weights
 calibration    probabilities that mean what they say: a temperature, a threshold per label
 bundles        heads and all that turns their outputs into predictions, as safetensors and JSON
 predictions    predictions as tables: per video and per frame
+plain_head     a head on one whole sequence, of plain tensors, as it leaves Python
+plain_models   backbone and bundle as modules of plain tensors
+onnx_cells     LSTM and GRU as ONNX has them
+exported_models  modules as files that run without this project, and such files run
 alike          new videos banked exactly as the head's bank was
 material       what heads are trained from: sequences, targets, classes, groups
 folds          the folds of a run, however they were asked for
@@ -116,6 +120,7 @@ held_out       what heads and baselines say of the test part of a fold
 recorded       what a finished run wrote down of its held-out videos, read back
 rescoring      a finished run's heads once more, on its own or other banks
 starting_point  what fine-tuning starts from: a finished run, or a bank and new heads
+export_check   exported models beside what they were made of
 recipes        named systems as TOML files -> the options of the commands
 thumbnails     frames of banked videos as small pictures within a page
 bank_survey    one pass over a bank's features: each video as one vector, its change over time, copies

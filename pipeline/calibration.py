@@ -6,7 +6,7 @@ SciPy and scikit-learn are imported where they are needed: they take most of a s
 
 import numpy as np
 
-_TINY = 1e-12  # probabilities are kept this far from 0 and 1 before their logarithm is taken
+TINY = 1e-12  # probabilities are kept this far from 0 and 1 before their logarithm is taken
 _PRIOR_SD = 0.5  # of the temperature's logarithm: most heads are off by less than a factor of 1.6
 
 
@@ -16,7 +16,7 @@ def tempered(kind: str, probability: np.ndarray, temperature: float) -> np.ndarr
         return probability
     from scipy.special import expit, logit, softmax
 
-    safe = np.clip(probability.astype(np.float64), _TINY, 1 - _TINY)
+    safe = np.clip(probability.astype(np.float64), TINY, 1 - TINY)
     if kind == "class":
         return softmax(np.log(safe) / temperature, axis=-1).astype(np.float32)
     return expit(logit(safe) / temperature).astype(np.float32)
@@ -36,7 +36,7 @@ def fit_temperature(kind: str, probability: np.ndarray, target: np.ndarray) -> f
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax, logit
 
-    safe = np.clip(probability.astype(np.float64), _TINY, 1 - _TINY)
+    safe = np.clip(probability.astype(np.float64), TINY, 1 - TINY)
 
     def loss(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
@@ -57,6 +57,6 @@ def fit_thresholds(probability: np.ndarray, target: np.ndarray) -> np.ndarray:
     for label in range(target.shape[1]):
         if target[:, label].any():
             precision, recall, at = precision_recall_curve(target[:, label], probability[:, label])
-            f1 = 2 * precision * recall / np.maximum(precision + recall, _TINY)
+            f1 = 2 * precision * recall / np.maximum(precision + recall, TINY)
             thresholds[label] = at[min(int(np.argmax(f1)), len(at) - 1)]
     return thresholds

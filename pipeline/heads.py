@@ -288,13 +288,7 @@ class Head(nn.Module):
             raise ValueError("a bidirectional cell has no state to carry on from; use overlapping pieces")
         vectors = with_data(packed, self.vectors(packed.data))
         expanded, context = expand(vectors, self.config.inputs, context)
-        rows = (expanded.data - self.mean) / self.scale
-        if self.components is not None:
-            rows = rows @ self.components
-        rows = self.input_dropout(rows)
-        if self.projection is not None:
-            rows = self.projection_dropout(self.projection(rows))
-        states, state = with_data(packed, rows), ()
+        states, state = with_data(packed, self.prepared(expanded.data)), ()
         if self.recurrence is not None:
             states, state = self.recurrence(states, begin or None)
         if self.step_mlp is not None:
@@ -311,6 +305,14 @@ class Head(nn.Module):
         if rows.shape[1:] != (self.features,):
             raise ValueError(f"rows of {rows.shape[1]} features; the head reads {self.features}")
         return rows
+
+    def prepared(self, rows: Tensor) -> Tensor:
+        """Rows (n, E) as `pipeline.inputs` makes them -> what the cell reads, (n, P): standardised and projected."""
+        rows = (rows - self.mean) / self.scale
+        if self.components is not None:
+            rows = rows @ self.components
+        rows = self.input_dropout(rows)
+        return rows if self.projection is None else self.projection_dropout(self.projection(rows))
 
     def classify(self, states: Tensor) -> Tensor:
         """Pooled or single states (..., H) -> (..., K)."""

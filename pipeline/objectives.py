@@ -218,8 +218,8 @@ class Objective:
             (b, K) float32, one row per video in the order in which the videos were packed; per frame (n, K), packed.
         """
         if not isinstance(output, PackedSequence):
-            return self._probability(output)
-        probability = self._probability(output.data)
+            return self.probability(output)
+        probability = self.probability(output.data)
         if self.per_frame:
             return probability
         place = layout(output)
@@ -232,10 +232,11 @@ class Objective:
             return highest / highest.sum(dim=1, keepdim=True) if self.kind == "class" else highest
         return sums(probability * step_weights(place, growing=self.read == "weighted")[:, None], place)
 
-    def _probability(self, output: Tensor) -> Tensor:
+    def probability(self, output: Tensor) -> Tensor:
+        """Outputs (..., K) -> probabilities, values as they are: (..., K) float32."""
         output = output.float()
         if self.kind == "class":
-            return output.softmax(dim=1)
+            return output.softmax(dim=-1)
         return output.sigmoid() if self.kind == "multilabel" else output
 
 

@@ -151,14 +151,21 @@ def normalise(preprocessing: Preprocessing, batch: Tensor, window: Window = FRAM
 
     Of what is not RGB, by the rules above.
     """
+    channels = by_channel(preprocessing, window)
+    means, stds = (_channels(values, batch.ndim, batch.device) for values in channels)
+    return batch.to(torch.float32).div_(255).sub_(means).div_(stds)
+
+
+def by_channel(preprocessing: Preprocessing, window: Window = FRAME) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by which `normalise` takes each channel of what the network sees; or the one of each
+    that all of them share."""
     mean, std = preprocessing.mean, preprocessing.std
     if window.kind == "flow" or window.grey:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     if window.kind == "flow":
         mean = (_STILL / 255,)
     times = window.length if window.kind == "stack" and not window.grey else 1
-    means, stds = (_channels(tuple(values) * times, batch.ndim, batch.device) for values in (mean, std))
-    return batch.to(torch.float32).div_(255).sub_(means).div_(stds)
+    return tuple(mean) * times, tuple(std) * times
 
 
 @cache

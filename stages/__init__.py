@@ -12,6 +12,7 @@ finetune    make finetune    videos, a run                a run folder (data/<na
 evaluate                     a run, or a run and banks    scores on the terminal, or JSON
 predict                      a run and videos             labels on the terminal, CSV, JSON, segments, timelines
 classify                     videos                       the network's own labels on the terminal, CSV, JSON
+export_model                 a run, videos                files that predict without framebank
 compare                      runs                         a table on the terminal, CSV or JSON
 report                       runs                         an HTML page (RUN/report.html)
 bench_extract   make bench   videos                       figures on the terminal, or JSON
@@ -32,6 +33,8 @@ summary         what extract says before it begins and at its end
 workers         what extract does where the workers of a cluster do the work
 training_run    what train-head and finetune have in common: training, scoring, the run folder
 training_words  what they say, before they begin and at their end
+export_model_options  what export-model can be told
+export_model_words  what an exported model says of itself
 comparison      runs side by side: what compare and report say of them
 report_words    what a report says in words, around its numbers
 explore_words   what the page of a bank says in words

@@ -20,6 +20,7 @@ import click
 from pipeline.errors import UserError
 from stages.bench_commands import bench
 from stages.exchange_commands import export, import_features
+from stages.export_model_options import export_model
 from stages.finetune_options import FINETUNE
 from stages.head_options import (
     HEAD,
@@ -137,6 +138,7 @@ def main() -> None:
 main.add_command(bench)
 main.add_command(import_features)
 main.add_command(export)
+main.add_command(export_model)
 
 
 @main.command(cls=Filled, short_help="Bank the embeddings of all frames of all videos.")

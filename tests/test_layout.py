@@ -20,7 +20,7 @@ FILES = sorted(
     path for folder in ("framebank", "pipeline", "stages", "tests") for path in (ROOT / folder).rglob("*.py")
 )
 PACKAGE_FILES = [path for path in FILES if path.parts[len(ROOT.parts)] != "tests"]
-COMMANDS = ("bench_commands", "exchange_commands")
+COMMANDS = ("bench_commands", "exchange_commands", "export_model_options")
 OPTIONS = ("options", "head_options", "finetune_options", "predict_options", "recipe_options", *COMMANDS)
 ONLY_IN = {  # an outside world -> the files that may know it
     "h5py": {"pipeline/features.py"},
@@ -38,6 +38,7 @@ ONLY_IN = {  # an outside world -> the files that may know it
     },
     "matplotlib": {"pipeline/figures.py"},
     "cv2": {"pipeline/flow.py"},
+    "onnxruntime": {"pipeline/exported_models.py"},
     "jinja2": {"pipeline/pages.py"},
     "markupsafe": {"pipeline/pages.py"},
     "pyarrow": {"pipeline/exporting_tables.py"},
@@ -46,7 +47,7 @@ PUT_STAGES_IN_A_ROW = {"stages/cli.py", *(f"stages/{name}.py" for name in COMMAN
 SHARED = (
     *("console", "options", "recipe_options", "predict_options", "head_options"),
     *("summary", "workers", "training_run", "training_words", "finetune_words"),
-    *("comparison", "report_words", "explore_words", "timelines"),
+    *("comparison", "report_words", "explore_words", "timelines", "export_model_words"),
     *("machine", "bench_parts", "bench_processes", "bench_naive", "bench_words", "naive_loop"),
 )
 SHARED_BY_STAGES = {f"stages.{name}" for name in SHARED}
@@ -137,9 +138,10 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 def test_the_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = (project["optional-dependencies"][name] for name in ("flow", "parquet", "timm", "xarray"))
+    extras = (project["optional-dependencies"][name] for name in ("flow", "onnx", "parquet", "timm", "xarray"))
     wanted = sum(extras, project["dependencies"])
-    declared = {canonicalize_name(Requirement(text).name) for text in wanted} - {"bokeh"}  # Dask imports it
+    declared = {canonicalize_name(Requirement(text).name) for text in wanted} - {"bokeh", "onnx", "onnxscript"}
+    # (Dask imports the first, torch's exporter the others.)
     used = (
         set().union(*map(packages, PACKAGE_FILES)) - set(sys.stdlib_module_names) - {"framebank", "pipeline", "stages"}
     )
