@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from stages.head_options import HEAD, SPLITS, STEPS, TARGETS, learning_of, refuse_idle, training
-from stages.options import BANK, BY_HAND, DATA, DEVICE, NETWORK, PRECISION, WHAT, Real, grouped, read_window
+from stages.options import BANK, BY_HAND, DATA, DEVICE, JSON, NETWORK, PRECISION, WHAT, Real, grouped, read_window
 
 START = grouped(
     click.option(
@@ -122,7 +122,7 @@ BENCH = grouped(
     click.option("--videos", type=click.IntRange(min=1), default=24, show_default=True, help="So many of RUN's."),
     click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="Of each way, in turn."),
     click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the backbone.  [default: all]"),
-    click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON."),
+    JSON,
     DEVICE,
     PRECISION,
 )
