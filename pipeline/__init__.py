@@ -12,8 +12,9 @@ wholeness      is a video that was decoded without an error whole, or does its e
 frames         one video or folder of images -> RGB frames with real timestamps; the only file that knows a decoder
 planes         frames as decoders store them, YUV 4:2:0, made RGB on a device
 split_lists    the train/test lists of UCF101 and HMDB51 -> split columns
-videos         folder, manifest or single file -> table of videos: id, path, label, split, group; probing
-gathering      several folders, manifests and files -> one table of videos
+videos         folder, manifest, file or list -> table of videos: id, path, label, split, group
+gathering      what is named on a command line (files, folders, patterns, standard input) -> one table of videos
+headers        what the headers of many videos say, read in threads
 sources        what a source file was when it was banked: has it changed since?
 checkpoints    a weights file -> state dict, without executing anything
 downloads      weights published at an address -> their file, downloaded once and checked

@@ -343,11 +343,17 @@ class Bank(Mapping[str, np.ndarray]):
     def _frames_per_row(self) -> int:
         return window_in(self.config["recipe"]).frames
 
-    def verify(self) -> list[tuple[str, str]]:
-        """Read everything. Returns (id, what is wrong) pairs; an empty list means that the bank is sound."""
+    def verify(self, on_video: Callable[[int], None] | None = None) -> list[tuple[str, str]]:
+        """Read everything; `on_video` is called with the number of videos that were read before each.
+
+        Returns:
+            (id, what is wrong) pairs; an empty list means that the bank is sound.
+        """
         problems = []
         frames, views = self._frames_per_row, self.config["recipe"].get("views", {}).get("count")
-        for row in hdf5.records(self.catalog):
+        for number, row in enumerate(hdf5.records(self.catalog)):
+            if on_video is not None:
+                on_video(number)
             try:
                 file = self.file_of(row["id"])
             except OSError as error:

@@ -51,8 +51,9 @@ def feature_statistics(bank: Bank) -> FeatureStatistics:
     def summed(rows: np.ndarray) -> np.ndarray:
         """(3, D): sums of first and second powers about a row of the bank, and how many are 0. About a row and not
         about 0, so that a feature that never changes has a deviation of exactly 0."""
-        about = rows - pivot
-        return np.stack([about.sum(axis=0), np.einsum("ij,ij->j", about, about), (rows == 0).sum(axis=0)])
+        with np.errstate(invalid="ignore"):  # what is not finite makes its feature so
+            about = rows - pivot
+            return np.stack([about.sum(axis=0), np.einsum("ij,ij->j", about, about), (rows == 0).sum(axis=0)])
 
     def bounds(rows: np.ndarray) -> np.ndarray:
         return np.stack([rows.min(axis=0), rows.max(axis=0)]).astype(np.float64)
@@ -64,7 +65,9 @@ def feature_statistics(bank: Bank) -> FeatureStatistics:
     )
     count = sum(counts)
     first, second, zeros = sums / count
-    return FeatureStatistics(count, pivot + first, np.sqrt(np.maximum(second - first**2, 0)), least, greatest, zeros)
+    with np.errstate(invalid="ignore"):
+        mean, deviation = pivot + first, np.sqrt(np.maximum(second - first**2, 0))
+    return FeatureStatistics(count, mean, deviation, least, greatest, zeros)
 
 
 def _values(bank: Bank, video_id: str, start: int, stop: int, features: int, each: int) -> np.ndarray:

@@ -44,8 +44,10 @@ def _write_one_file(
     failures: pd.DataFrame,
     absorbed: Iterable[Path],
     check: Callable[[], None],
+    on_video: Callable[[int], None] | None,
 ) -> None:
     """Replace `path` by one file that holds the given catalog rows of the given banks and their embeddings."""
+    copied = 0
     banks = list(banks)
     catalog = pd.concat([rows for _, rows in banks], ignore_index=True).sort_values("id")
     first = banks[0][0]
@@ -56,6 +58,9 @@ def _write_one_file(
         hdf5.begin(output.file, {**first.config, "data": data}, first.fingerprint, first.created)
         for bank, rows in banks:
             for row in hdf5.records(bank.in_reading_order(rows)):
+                if on_video is not None:
+                    on_video(copied)
+                copied += 1
                 try:
                     hdf5.copy_video(bank.file_of(row["id"]), output, row)
                 except FileNotFoundError as error:
@@ -105,6 +110,7 @@ def pack(
     updates: pd.DataFrame | None = None,
     mended: Collection[str] = (),
     on_wait: Callable[[str], None] | None = None,
+    on_video: Callable[[int], None] | None = None,
 ) -> int:
     """Rewrite a bank and its parts as one self-contained file.
 
@@ -116,6 +122,7 @@ def pack(
         updates: newer metadata of banked videos, a column `id` and those to change.
         mended: ids whose failure is to be forgotten.
         on_wait: called with the holder's name when another process is packing.
+        on_video: called with the number of videos that were copied before each.
 
     Returns:
         how many parts were folded in.
@@ -130,7 +137,7 @@ def pack(
             catalog = _relabelled(bank.catalog[~bank.catalog["id"].isin(without)], updates)
             failures = bank.failures[~bank.failures["id"].isin({*without, *mended})]
             taken = [*bank.parts, *void_parts(path)]
-            _write_one_file(path, [(bank, catalog)], failures, taken, check)
+            _write_one_file(path, [(bank, catalog)], failures, taken, check, on_video)
         _delete(taken, parts_folder(path))
     return len(bank.parts)
 
@@ -226,8 +233,16 @@ def _conflicts(catalogs: list[pd.DataFrame]) -> list[str]:
     return sorted(set(variants.loc[variants["id"].duplicated(), "id"]))
 
 
-def merge(target: Path, sources: list[Path], *, on_wait: Callable[[str], None] | None = None) -> int:
+def merge(
+    target: Path,
+    sources: list[Path],
+    *,
+    on_wait: Callable[[str], None] | None = None,
+    on_video: Callable[[int], None] | None = None,
+) -> int:
     """Merge banks of the same fingerprint into one file. A target that exists already is merged too.
+
+    The other arguments are those of `pack`.
 
     Returns:
         how many videos the merged bank holds.
@@ -260,6 +275,6 @@ def merge(target: Path, sources: list[Path], *, on_wait: Callable[[str], None] |
         failures = failures[~failures["id"].isin(catalog["id"])]
         chosen = [(bank, catalog[[owners[place] is bank for place in places]]) for bank in banks]
         taken = [*first.parts, *void_parts(target)] if first.path == target else []
-        _write_one_file(target, chosen, failures, taken, check)
+        _write_one_file(target, chosen, failures, taken, check, on_video)
         _delete(taken, parts_folder(target))
     return len(catalog)

@@ -30,7 +30,7 @@ def costs(probed: pd.DataFrame) -> list[float]:
     costs where it says nothing.
 
     Args:
-        probed: of `pipeline.videos.probe_videos`.
+        probed: of `pipeline.headers.probe_videos`.
 
     Returns:
         one positive number per row.

@@ -1,4 +1,4 @@
-"""What there is to bank: a folder, a manifest or one file -> a table with one row per video.
+"""What there is to bank: a folder, a manifest, one file or a list of them -> a table with one row per video.
 
 Folders. Every file with a suffix of `VIDEO_SUFFIXES` is a video, in any case of letters. A folder is one sequence of
 frame images when it directly holds images, no video, and no subfolder that holds either. Everything else is passed
@@ -33,7 +33,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.errors import UserError, VideoError
+from pipeline.errors import UserError
 from pipeline.ids import Named, derive_ids, escape, natural_key, readable, split_suffix
 from pipeline.split_lists import add_splits, split_list_files
 
@@ -53,16 +53,21 @@ _CROP_COLUMNS = ("crop_x", "crop_y", "crop_w", "crop_h")
 _MANIFEST_COLUMNS = ("path", "id", "label", "split", "group", "start", "end", "fps", *_CROP_COLUMNS)
 _MANIFEST_NAME = "manifest.csv"
 _MANIFEST_SUFFIXES = (".csv", ".tsv")
-_PROBE_COLUMNS = {
-    "width": "int64",
-    "height": "int64",
-    "fps": "float64",
-    "duration": "float64",
-    "frames_declared": "int64",
-    "codec": "object",
-    "problem": "object",
-}
-_PROBE_BATCH = 64  # headers per task: the scheduler costs nothing beside them
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Videos, folders of images and other folders that were named one by one.
+
+    Attributes:
+        paths: one that is named twice, or lies in a folder that is named too, is there once.
+        root: the folder that ids and labels are below.
+        matched: by a pattern, in the same way; files of other suffixes are passed over.
+    """
+
+    paths: tuple[Path, ...]
+    root: Path
+    matched: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Found:
             kind ("video" or "images"), label, split, group ("" unknown), crop ("x,y,w,h" or "") and further columns
             are str in object columns, which can hold file names that are not UTF-8; start, end (seconds) and fps
             are float64, NaN where not given.
-        origin: "folder", "manifest", "file" or "frame folder".
+        origin: "folder", "manifest", "file", "frame folder" or "list".
         ignored: suffix of files passed over -> how many; "(none)" without suffix, "hidden", "(special)" not a file.
         notes: lines worth telling the user.
     """
@@ -87,7 +92,7 @@ class Found:
 
 
 def find_videos(
-    data: Path,
+    data: Path | Listed,
     *,
     suffixes: frozenset[str] = VIDEO_SUFFIXES,
     all_files: bool = False,
@@ -97,10 +102,10 @@ def find_videos(
     known: Mapping[str, str] | None = None,
     exclude: Sequence[Path] = (),
 ) -> Found:
-    """Find the videos of a folder, a manifest or one file.
+    """Find the videos of a folder, a manifest, one file, or a list.
 
     Args:
-        data: the folder, the manifest (.csv, .tsv) or the video.
+        data: the folder, the manifest (.csv, .tsv), the video, or several folders and videos.
         suffixes: of the files that count as videos, in lower case.
         all_files: take files of any suffix.
         label_from, group_from: rules as the module's docstring states them.
@@ -111,36 +116,33 @@ def find_videos(
     Raises:
         UserError: nothing there, nothing found, a faulty manifest, rule or split list.
     """
-    where = absolute_path(data)
-    try:
-        is_folder = stat.S_ISDIR(where.stat().st_mode)
-    except OSError as error:
-        advice = "Give a folder of videos, a CSV manifest or one video."
-        raise UserError(f"{readable(str(data))}: {error.strerror}. {advice}") from error
     lists = split_list_files(split_lists)
     ignored: Counter[str] = Counter()
     notes: list[str] = []
     extra: list[str] = []
-    manifest = where / _MANIFEST_NAME if is_folder else where
-    if manifest.suffix.lower() in _MANIFEST_SUFFIXES and manifest.is_file():
-        origin, root = "manifest", manifest.parent
-        rows, extra = _manifest_rows(manifest)
-        if is_folder:
+    left_out, taken = [*exclude, *lists], frozenset() if all_files else suffixes  # none: of any suffix
+    if isinstance(data, Listed):
+        origin, root = "list", data.root
+        rows = _listed_rows(data, left_out, taken, ignored, notes)
+    elif is_manifest(data):
+        origin, where = "manifest", absolute_path(data)
+        manifest = where / _MANIFEST_NAME if where.is_dir() else where
+        root, (rows, extra) = manifest.parent, _manifest_rows(manifest)
+        if where.is_dir():
             notes.append(f"{_MANIFEST_NAME} was read (rows: {len(rows)}); videos it does not list are left out")
-    elif is_folder:
-        origin, root = "folder", where
-        rows = _folder_rows(where, [*exclude, *lists], frozenset() if all_files else suffixes, ignored, notes)
-        if [row["path"] for row in rows] == [str(where)]:
-            origin, root = "frame folder", where.parent
+    elif data.is_dir():
+        origin, root = "folder", absolute_path(data)
+        rows = _folder_rows(root, left_out, taken, ignored, notes)
     else:
-        origin, root = "file", where.parent
-        rows = [new_row(where, "video")]
+        origin, root = "file", absolute_path(data).parent
+        rows = [new_row(absolute_path(data), "video")]
+    if [row["path"] for row in rows] == [str(root)]:
+        origin, root = "frame folder", root.parent
     if not rows:
-        raise UserError(_nothing_found(data, suffixes, all_files, ignored, notes))
-
+        raise UserError(_nothing_found(root, suffixes, all_files, ignored, notes))
     for row in rows:
         row["below"] = os.path.relpath(row["path"], root).replace(os.sep, "/")
-    by_folder = "1" if origin == "folder" and label_from is None else label_from
+    by_folder = "1" if origin in ("folder", "list") and label_from is None else label_from
     label_rows(rows, "label", by_folder, required=label_from is not None, notes=notes)
     label_rows(rows, "group", group_from, required=True, notes=notes)
     if not rows[0]["id"]:
@@ -150,6 +152,17 @@ def find_videos(
         table, lines = add_splits(table, lists)
         notes += lines
     return Found(table, origin, dict(sorted(ignored.items())), notes)
+
+
+def is_manifest(data: Path) -> bool:
+    """Whether a path is a manifest, or a folder that has one. UserError: there is nothing."""
+    try:
+        is_folder = stat.S_ISDIR(data.stat().st_mode)
+    except OSError as error:
+        advice = "Give a folder of videos, a CSV manifest or one video."
+        raise UserError(f"{readable(str(data))}: {error.strerror}. {advice}") from error
+    manifest = data / _MANIFEST_NAME if is_folder else data
+    return manifest.suffix.lower() in _MANIFEST_SUFFIXES and manifest.is_file()
 
 
 def label_order(labels: Collection[str]) -> list[str]:
@@ -234,6 +247,27 @@ def _folder_rows(
         else:
             rows.append(new_row(folder, "images"))
     return rows
+
+
+def _listed_rows(
+    listed: Listed, exclude: Sequence[Path], suffixes: frozenset[str], ignored: Counter[str], notes: list[str]
+) -> list[Row]:
+    """The videos of a list, each once; UserError where there is a manifest in it."""
+    rows: dict[str, Row] = {}
+    left_out = {path.resolve() for path in exclude}
+    for place, path in enumerate(map(absolute_path, (*listed.paths, *listed.matched))):
+        suffix, is_folder, by_name = path.suffix.lower(), path.is_dir(), place < len(listed.paths)
+        if (by_name or is_folder) and is_manifest(path):
+            raise UserError(f"{readable(str(path))}: a manifest says by itself what there is; give it alone.")
+        if is_folder:
+            found = _folder_rows(path, exclude, suffixes, ignored, notes)
+        elif not by_name and suffixes and suffix not in suffixes:
+            ignored[suffix or "(none)"] += 1
+            continue
+        else:
+            found = [] if path.resolve() in left_out else [new_row(path, "video")]
+        rows |= {row["path"]: row for row in found}
+    return list(rows.values())
 
 
 def _walk(root: Path, exclude: Sequence[Path], ignored: Counter[str], notes: list[str]) -> dict[Path, list[str]]:
@@ -463,37 +497,3 @@ def _give_ids(rows: Sequence[Row], known: Mapping[str, str]) -> None:
         videos.append(Named(stem, suffix, row["path"], row["start"], row["end"]))
     for row, video_id in zip(rows, derive_ids(videos, known), strict=True):
         row["id"] = video_id
-
-
-# Headers
-
-
-def probe_videos(table: pd.DataFrame) -> pd.DataFrame:
-    """Read every video's header, in threads, decoding nothing.
-
-    Returns:
-        a table with the same index: width, height (pixels) and frames_declared int64, 0 unknown; fps (0 unknown) and
-        duration (seconds, NaN unknown) float64; codec and problem str, the latter why the header cannot be read, or "".
-    """
-    import dask.bag
-    import dask.threaded
-
-    pairs = list(zip(table["path"], table["kind"], strict=True))
-    bag = dask.bag.from_sequence(pairs, partition_size=_PROBE_BATCH)
-    # The scheduler itself: to look one up by its name, dask loads its cluster.
-    headers = bag.map(_probe_one).compute(scheduler=dask.threaded.get) if pairs else []
-    columns = {
-        name: pd.Series([header[place] for header in headers], index=table.index, dtype=dtype)
-        for place, (name, dtype) in enumerate(_PROBE_COLUMNS.items())
-    }
-    return pd.DataFrame(columns)
-
-
-def _probe_one(pair: tuple[str, str]) -> tuple[int, int, float, float, int, str, str]:
-    from pipeline.frames import probe
-
-    try:
-        header = probe(*pair)
-    except VideoError as error:
-        return 0, 0, 0.0, nan, 0, "", str(error)
-    return header.width, header.height, header.fps, header.duration, header.frames_declared, header.codec, ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import UserError
+
+STDOUT = Path("-")  # in the place of a file for JSON
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
@@ -20,7 +23,7 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = (
     read = {path.resolve() for path in inputs}
     taken: dict[Path, str] = {}
     for option, path in outputs.items():
-        if path is None:
+        if path is None or path == STDOUT:
             continue
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise UserError(f"{path} cannot be written: {'it is' if path.is_dir() else 'its folder is not'} a folder.")
@@ -49,8 +52,14 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON in one step; numbers that are not finite become null."""
-    replace_file(path, (json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """Write JSON in one step, or to standard output where the path is `STDOUT`; numbers that are not finite become
+    null."""
+    text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if path == STDOUT:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        replace_file(path, text.encode())
 
 
 def plain(value: Any) -> Any:

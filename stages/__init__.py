@@ -3,7 +3,7 @@
 stage       make target      reads                        writes
 extract     make extract     videos                       a bank (data/<name>.h5)
 import_features              files of features            a bank
-describe    make describe    a bank                       a description on the terminal, or CSV
+describe    make describe    a bank                       a description on the terminal, CSV or JSON
 explore                      a bank                       an HTML page (beside the bank)
 export                       a bank, segments             files as other programs read them
 keep                         banks                        one packed or merged bank, or one without some videos
@@ -28,8 +28,13 @@ finetune_options  what finetune can be told
 predict_options  what predict can be told, with a run and without
 recipe_options  --recipe: what fills the options of the commands
 show_recipes    what `framebank recipes` says
+calls           one call of the command: its exit status, its mistakes in a line, its interruption
 console         what the person at the terminal sees while a stage runs
+progress        how far something is: a bar, a line now and then, or events
+events          --log-json: what happens, as JSON Lines
+described       what describe finds, as plain data
 summary         what extract says before it begins and at its end
+banking         what extract tells of each video as it is banked, in events
 workers         what extract does where the workers of a cluster do the work
 training_run    what train-head and finetune have in common: training, scoring, the run folder
 training_words  what they say, before they begin and at their end

@@ -26,9 +26,10 @@ from pipeline import packing, resuming
 from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.features import records
+from pipeline.headers import probe_videos
 from pipeline.samples import make_samples
 from pipeline.sealing import PartWriter, disk_errors
-from pipeline.videos import find_videos, probe_videos
+from pipeline.videos import find_videos
 from pipeline.writing import check_outputs, write_json
 from stages.console import Display, counted, megabytes
 
@@ -106,7 +107,7 @@ def run(config: BenchBankConfig) -> int:
     """
     from stages.machine import machine, machine_words, versions  # with torch, which is not to count below
 
-    display = Display()
+    display = Display.beside(config.json)
     check_outputs({"--json": config.json}, [])
     if config.parts > min(config.videos):
         raise UserError(f"--parts {config.parts} are more than {min(config.videos)} videos; give fewer.")
@@ -118,7 +119,8 @@ def run(config: BenchBankConfig) -> int:
     found = {}
     spawn = multiprocessing.get_context("spawn")
     for videos in sorted(set(config.videos)):
-        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        doing = f"measuring {counted(videos, 'video')}"
+        with ProcessPoolExecutor(1, mp_context=spawn) as process, display.steps(doing, 1, still=True):
             found[videos] = process.submit(_measured, videos, config).result()
         _show(display, videos, found[videos])
     if config.json is not None:

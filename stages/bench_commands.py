@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from stages.finetune_options import BENCH
-from stages.options import BANK, BATCH_SIZE, DATA, DEVICE, NETWORK, OWN_BACKBONE, PRECISION, read_window
+from stages.options import BANK, BATCH_SIZE, DATA, DEVICE, JSON, NETWORK, OWN_BACKBONE, PRECISION, read_window
 
 
 @click.group()
@@ -25,7 +25,7 @@ def bench() -> None:
 @click.option(
     "--naive", type=click.IntRange(min=1), metavar="FRAMES", help="A naive loop too, on so many frames at most."
 )
-@click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON.")
+@JSON
 @DEVICE
 @PRECISION
 @BATCH_SIZE
@@ -51,7 +51,7 @@ def bench_extract(**options: Any) -> None:
 @click.option("--cnn-videos", type=click.IntRange(min=0), default=0, show_default=True, help="Run the CNN on so many.")
 @click.option("--weights", multiple=True, metavar="FILE", help="The CNN's checkpoint, if the bank's was a file.")
 @OWN_BACKBONE
-@click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON.")
+@JSON
 @DEVICE
 def bench_heads(**options: Any) -> None:
     """Time an epoch of training on BANK: ours, a bare loop over packed batches, and one that packs every time.
@@ -90,7 +90,7 @@ def bench_finetune(**options: Any) -> None:
 @click.option("--rows", type=click.IntRange(min=1), default=8, show_default=True, help="Rows of each video.")
 @click.option("--features", type=click.IntRange(min=1), default=16, show_default=True, help="Numbers of each row.")
 @click.option("--parts", type=click.IntRange(min=1), default=10, show_default=True, help="Parts that each bank is in.")
-@click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON.")
+@JSON
 def bench_bank(**options: Any) -> None:
     """Time what is done with a bank beside reading its features, on banks of many videos made up for it: finding and
     probing the videos, sealing, opening, describing, deciding what is left to do, packing. Needs a folder for temporary

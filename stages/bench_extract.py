@@ -11,8 +11,9 @@ of its own must be the same bit for bit, and those of the naive loop must point 
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +29,11 @@ from pipeline.encoder import choose_batch_size, choose_device, choose_precision
 from pipeline.errors import UserError
 from pipeline.extraction import Encoding, make_encoding, recipe_of, rows_expected, share_cores, with_region
 from pipeline.flow import Flow
+from pipeline.headers import probe_videos
 from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.timing import PARTS
-from pipeline.videos import absolute_path, find_videos, probe_videos
+from pipeline.videos import absolute_path, find_videos
 from pipeline.windows import Window
 from pipeline.writing import check_outputs, write_csv, write_json
 from stages import bench_naive, bench_words
@@ -105,7 +107,7 @@ def run(config: BenchExtractConfig) -> int:
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="framebank-") as folder:
         try:
-            return _run(config, Path(folder), Display())
+            return _run(config, Path(folder), Display.beside(config.json))
         finally:
             torch.set_num_threads(threads)
 
@@ -130,7 +132,9 @@ def _run(config: BenchExtractConfig, folder: Path, display: Display) -> int:
     drawn = parts.chosen(table, config.frames)
     lanes, threads = share_cores(device.type, len(drawn))
     encoding = _encoding(config, backbone, device, drawn, lanes, display)
-    if parts.whole(folder / "first.h5", drawn, encoding)[2]:
+    with display.busy("embedding for the first time"):
+        interrupted = parts.whole(folder / "first.h5", drawn, encoding)[2]
+    if interrupted:
         return INTERRUPTED
     with Bank(folder / "first.h5") as bank:
         if not len(bank):
@@ -142,11 +146,12 @@ def _run(config: BenchExtractConfig, folder: Path, display: Display) -> int:
         bench = _Bench(config, folder, sample, drawn, bank, request, plain)
         rounds: list[dict[str, Any]] = []
         wrong: list[str] = []
-        for turn in range(config.rounds):
-            measured = _round(bench, turn, wrong)
-            if measured is None:
-                return INTERRUPTED
-            rounds.append(measured)
+        with display.steps("measuring", config.rounds, "rounds", still=True) as show:
+            for turn in range(config.rounds):
+                measured = _round(bench, turn, wrong, partial(show, turn))
+                if measured is None:
+                    return INTERRUPTED
+                rounds.append(measured)
     result = _result(bench, backbone, rounds, wrong, len(table))
     bench_words.show(display, result)
     if config.json is not None:
@@ -169,16 +174,25 @@ def _encoding(
     precision = choose_precision(config.precision, device)
     recipe = recipe_of(backbone, options, crop=config.crop or "", precision=precision, store="float16")
     size = choose_batch_size(config.batch_size, device, None, backbone.window)
-    compiling = Compiling(rows_expected(probe_videos(table), options), lanes, None, display.line)
+    compiling = Compiling(rows_expected(probe_videos(table), options), lanes, None, display.note)
     return make_encoding(backbone, recipe, options, device, size, str(absolute_path(config.data)), compiling)
 
 
-def _round(bench: _Bench, turn: int, wrong: list[str]) -> dict[str, Any] | None:
-    """Everything once, for JSON; what is not as it must be is added to `wrong`. None if it was interrupted."""
+def _round(bench: _Bench, turn: int, wrong: list[str], show: Callable[[str], None]) -> dict[str, Any] | None:
+    """Everything once, for JSON; what is not as it must be is added to `wrong`. None if it was interrupted.
+
+    `show` is called with what is measured next.
+    """
     sample, bank, folder = bench.sample, bench.bank, bench.folder
-    rates = {DECODING: parts.decoding(sample), PREPARING: parts.preparing(sample)}
+    show(DECODING)
+    rates = {DECODING: parts.decoding(sample)}
+    show(PREPARING)
+    rates[PREPARING] = parts.preparing(sample)
+    show(FORWARD)
     rates[FORWARD], embeddings = parts.forward(sample, turn)
+    show(WRITING)
     rates[WRITING] = parts.writing(sample, folder / f"written{turn}.h5")
+    show(_WHOLE)
     bound, limit = _bound(rates, sample.encoding)
     order = bench.table if turn % 2 else bench.table[::-1]  # the bank was made in the order as it is
     progress, seconds, interrupted = parts.whole(folder / f"whole{turn}.h5", order, sample.encoding)
@@ -192,6 +206,7 @@ def _round(bench: _Bench, turn: int, wrong: list[str]) -> dict[str, Any] | None:
     with Bank(folder / f"whole{turn}.h5") as other:
         if differing := parts.differing(bank, other):
             wrong.append(f"In another order {counted(len(differing), 'video')} came out otherwise, e.g. {differing[0]}")
+    show("the command in a process of its own")
     fresh = _command(bench, folder / f"command{turn}.h5", wrong)
     found: dict[str, Any] = {
         "clock_mhz": clock_mhz(),
@@ -203,6 +218,7 @@ def _round(bench: _Bench, turn: int, wrong: list[str]) -> dict[str, Any] | None:
         "command": fresh._asdict(),
     }
     if bench.request is not None:
+        show("the naive loop")
         found["naive"] = {size: _naive(bench, size, rates[_WHOLE], fresh, wrong) for size in bench_naive.BATCH_SIZES}
     return found
 

@@ -156,14 +156,16 @@ def run(config: BenchFinetuneConfig) -> int:
 
 
 def _run(config: BenchFinetuneConfig, stack: ExitStack, threads: int) -> int:
-    display = Display()
+    display = Display.beside(config.json)
     bank_path = bank_of(config.head, config.bank)
     check_outputs({"--json": config.json}, [bank_path])
     setting = _setting(config, stack.enter_context(Bank(bank_path)), threads)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="framebank-")))
     assert setting.halves.prefix is not None
     begun = time.perf_counter()
-    with display.progress(len(setting.files), int(setting.banked.lengths.sum())) as show:
+    with display.progress(
+        len(setting.files), int(setting.banked.lengths.sum()), doing="banking the frozen part"
+    ) as show:
         interrupted = bank_boundary(
             folder / "bench.h5",
             setting.halves.prefix,
@@ -173,12 +175,13 @@ def _run(config: BenchFinetuneConfig, stack: ExitStack, threads: int) -> int:
             device=setting.plan.device,
             data=config.data,
             on_progress=show,
-            on_note=display.line,
+            on_note=display.note,
         )
     banking = time.perf_counter() - begun
     if interrupted:
         return INTERRUPTED
-    measured = _measure(setting, folder / "bench.h5", config.epochs)
+    with display.steps("measuring", config.epochs + 1, "epochs", still=True) as show_epoch:
+        measured = _measure(setting, folder / "bench.h5", config.epochs, show_epoch)
     result = _result(setting, measured, banking)
     _show(display, setting, measured, result)
     if config.json is not None:
@@ -230,8 +233,8 @@ def _setting(config: BenchFinetuneConfig, bank: Bank, threads: int) -> _Setting:
     return _Setting(start, head, plan, halves, files, banked, targets, len(ids), int(rows.sum()), threads)
 
 
-def _measure(setting: _Setting, prefix_bank: Path, epochs: int) -> _Measured:
-    """Everything in turn, so many times, after a first turn that warms up."""
+def _measure(setting: _Setting, prefix_bank: Path, epochs: int, show: Callable[[int], None]) -> _Measured:
+    """Everything in turn, so many times, after a first turn that warms up; `show` is called with the turns before."""
     plan, halves = setting.plan, setting.halves
     assert halves.prefix is not None
     most_rows, device = plan.fit.max_steps, plan.device
@@ -265,6 +268,7 @@ def _measure(setting: _Setting, prefix_bank: Path, epochs: int) -> _Measured:
     losses: dict[str, list[float]] = {_VIDEOS: [], _BANKED: []}
     rows = []
     for turn in range(epochs + 1):
+        show(turn)
         models[_BANKED].load_state_dict(models[_VIDEOS].state_dict())
         for name, model in models.items():
             epoch = _epoch(setting, model, reads[name], turn, rates_of(model, plan))

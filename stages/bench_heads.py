@@ -6,7 +6,7 @@ else the machine does falls on all of them: the ratios hold better than the seco
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def run(config: BenchHeadsConfig) -> int:
     Raises:
         UserError: no such bank, no labels in it, or no source video to measure the CNN on.
     """
-    display = Display()
+    display = Display.beside(config.json)
     check_outputs({"--json": config.json}, [config.bank])
     device = choose_device(config.device)
     with Bank(config.bank) as bank:
@@ -90,10 +90,12 @@ def run(config: BenchHeadsConfig) -> int:
         try:
             with threadpool_limits(limits=config.threads, user_api="blas"):
                 there = sequences.to(device)
-                seconds = _epochs(config, there, targets.to(device), device)
+                with display.steps("measuring", config.epochs + 1, "epochs", still=True) as show:
+                    seconds = _epochs(config, there, targets.to(device), device, show)
         finally:
             torch.set_num_threads(threads)
-        cnn = _cnn_epoch(config, bank, device, sequences) if config.cnn_videos else None
+        with display.steps("running the network", 1, still=True):
+            cnn = _cnn_epoch(config, bank, device, sequences) if config.cnn_videos else None
     rows = int(sequences.lengths.sum())
     fastest = {name: float(np.min(each)) for name, each in seconds.items()}
     middle = {name: float(np.median(each)) for name, each in seconds.items()}
@@ -139,9 +141,13 @@ def run(config: BenchHeadsConfig) -> int:
 
 
 def _epochs(
-    config: BenchHeadsConfig, sequences: Sequences, targets: TargetRows, device: torch.device
+    config: BenchHeadsConfig,
+    sequences: Sequences,
+    targets: TargetRows,
+    device: torch.device,
+    show: Callable[[int], None],
 ) -> dict[str, list[float]]:
-    """Seconds of every epoch of every loop."""
+    """Seconds of every epoch of every loop; `show` is called with the number of epochs of each."""
     videos = np.flatnonzero(targets.known)
     bare = [_BareLoop(config, sequences, targets, videos, device, collate) for collate in (False, True)]
     seconds: dict[str, list[float]] = {_OURS: [], _BARE: [], _COLLATED: []}
@@ -150,6 +156,7 @@ def _epochs(
         seconds[_OURS].append(row["seconds"])
         seconds[_BARE].append(bare[0].epoch())
         seconds[_COLLATED].append(bare[1].epoch())
+        show(len(seconds[_OURS]))
 
     head = Head(HeadConfig(hidden=config.hidden), sequences.feature_shape, targets.outputs)
     fitting = FitConfig(epochs=config.epochs + 1, batch_size=config.batch_size, clip_norm=5.0)

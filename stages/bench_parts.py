@@ -29,13 +29,13 @@ from pipeline.engine import Progress
 from pipeline.extraction import Encoding, embed
 from pipeline.features import records
 from pipeline.frames import Decoded, Frame, read_frames
+from pipeline.headers import probe_videos
 from pipeline.planes import at_once
 from pipeline.resuming import with_state
 from pipeline.rows import Assembler, ReadOptions, Shown, read_rows
 from pipeline.sealing import PartWriter, stored
 from pipeline.sources import source_digest
 from pipeline.timing import PARTS
-from pipeline.videos import probe_videos
 from pipeline.windows import windows
 
 DECODING, PREPARING, FORWARD, WRITING = PARTS

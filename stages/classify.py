@@ -6,7 +6,6 @@ their mean over its windows, and over its views where there are several. The cla
 trained on, so weights whose classes nobody knows are refused.
 """
 
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +34,10 @@ from pipeline.sources import source_text
 from pipeline.tracing import OUTPUT
 from pipeline.views import Views, draws
 from pipeline.windows import Window
-from pipeline.writing import check_outputs, write_csv, write_json
+from pipeline.writing import STDOUT, check_outputs, write_csv, write_json
+from stages import events
 from stages.console import Display, counted, input_words, plain_frames, row_unit, sampling_words, window_words
+from stages.progress import say
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
 
@@ -82,7 +83,7 @@ def run(config: ClassifyConfig) -> int:
     Raises:
         UserError: it could not run as asked.
     """
-    display = Display(quiet=config.quiet)
+    display = Display.beside(config.json, quiet=config.quiet)
     if config.top_k < 1:
         raise UserError(f"--top-k {config.top_k} would show no class; give at least 1")
     found, notes = find_all(config.videos, all_files=config.all_files)
@@ -92,7 +93,8 @@ def run(config: ClassifyConfig) -> int:
     for note in notes:
         display.field("Note", note)
     device = choose_device(config.device)
-    backbone, labels = _load(config)
+    with display.busy("loading the network"):
+        backbone, labels = _load(config)
     with tempfile.TemporaryDirectory(prefix="framebank-") as folder:
         path = Path(folder) / "outputs.h5"
         if _bank(config, path, found, backbone, device, display):
@@ -107,11 +109,15 @@ def run(config: ClassifyConfig) -> int:
     width = max(map(len, ids), default=0)
     for video_id in ids:
         display.line(f"{video_id:<{width}}  {', '.join(f'{label} {share:.3f}' for label, share in top[video_id])}")
+        events.tell("video_predicted", id=video_id, predicted=top[video_id][0][0], probability=dict(top[video_id]))
     for row in records(failures):
         display.line(f"{row['id']}: not predicted, {row['reason']}")
+        events.tell("video_failed", "warning", id=row["id"], reason=row["reason"])
     if len(failures) and config.quiet:
-        print(f"{counted(len(failures), 'video')} could not be read", file=sys.stderr)
-    if ids:
+        say(f"{counted(len(failures), 'video')} could not be read")
+    written = {option: str(path) for option, path in outputs.items() if path is not None} if ids else {}
+    events.tell("result", predicted=len(ids), failed=len(failures), files=written)
+    if ids or config.json == STDOUT:
         _write(config, backbone, found, rows, top, failures)
     elif config.csv or config.json:
         display.line("None of the videos could be read, so no file was written.")
@@ -211,7 +217,7 @@ def _write(
     failures: pd.DataFrame,
 ) -> None:
     """The files that were asked for: of each video its most probable classes."""
-    if config.csv is not None:
+    if config.csv is not None and top:
         lines = [{"id": video_id} | _numbered(best) for video_id, best in top.items()]
         write_csv(config.csv, pd.DataFrame(lines))
     if config.json is not None:

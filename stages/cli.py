@@ -1,24 +1,18 @@
 """The command `framebank`: its commands, help and exit statuses; the work is in the stages, the options in options.py
-and head_options.py.
-
-Exit statuses: 0 done; 1 verification found problems; 2 could not run as asked (one line says why); 3 finished, with
-videos in the ledger of failures; 130 interrupted, and resumable.
+and head_options.py. What becomes of a call, its exit status among it, is in calls.py.
 """
 
 import gc
-import io
-import os
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
-from pipeline.errors import UserError
+from stages import events
 from stages.bench_commands import bench
+from stages.calls import Calls, everywhere
 from stages.exchange_commands import export, import_features
 from stages.export_model_options import export_model
 from stages.finetune_options import FINETUNE
@@ -39,6 +33,7 @@ from stages.options import (
     DATA,
     DEVICE,
     FRAMES,
+    JSON,
     OWN_BACKBONE,
     QUIET,
     RUN,
@@ -52,59 +47,6 @@ from stages.predict_options import PREDICT, by_itself, extraction_of, of_network
 from stages.recipe_options import RECIPE, SHIPPED, Filled
 
 
-class _Refusal(click.ClickException):
-    """One line and exit status 2. Of several processes (torchrun) the first one says it."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        if os.environ.get("RANK", "0") == "0":
-            super().show(file)
-
-
-class _Group(click.Group):
-    """A group whose commands answer a user's mistake with one line and exit status 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        for stream in (sys.stdout, sys.stderr):  # a terminal without our characters shows them escaped
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends a command as Ctrl-C does
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            raise _Refusal(str(error)) from error
-        except KeyboardInterrupt:
-            resumable = ctx.invoked_subcommand in ("train-head", "finetune")
-            click.echo("Interrupted." + " The same command goes on." * resumable, err=True)
-            raise SystemExit(130) from None
-        except BrokenPipeError:  # the reader of our output (head, less) has seen enough
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that closing it at exit succeeds
-            raise SystemExit(0) from None
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            raise _Refusal(f"{where}{error.strerror or error}") from error
-        except (MemoryError, RuntimeError) as error:
-            if not _lacks_memory(error):
-                raise
-            raise _Refusal(
-                "There is not enough memory for this. Ask for smaller batches (--batch-size, --max-steps) or a smaller "
-                "head (--hidden, --layers, --mlp)."
-            ) from error
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """torch has a type for a full GPU, and for full main memory only words."""
-    words = ("can't allocate memory", "Storage size calculation overflowed")
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(each in str(error) for each in words)
-    )
-
-
 @contextmanager
 def _loading() -> Iterator[None]:
     """Imports make objects that stay: looking for garbage among them finds none, and is a quarter of the start-up."""
@@ -116,7 +58,10 @@ def _loading() -> Iterator[None]:
         gc.enable()
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Calls,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="framebank", message="framebank %(version)s")
 def main() -> None:
     """Bank the CNN embeddings of every video frame, once, in one HDF5 file.
@@ -130,8 +75,8 @@ def main() -> None:
     framebank report run                               look at what came of it, in a browser
     framebank predict run new.mp4                      label new videos
 
-    Exit status: 0 all done, 1 verification failed, 2 could not run as asked, 3 finished with videos
-    that could not be banked (the bank lists them as failures), 130 interrupted (run it again to go on).
+    Exit status: 0 all done, 1 verification found problems, 2 could not run as asked, 3 finished with
+    videos that could not be read, 130 interrupted (run it again to go on).
     """
 
 
@@ -142,7 +87,7 @@ main.add_command(export_model)
 
 
 @main.command(cls=Filled, short_help="Bank the embeddings of all frames of all videos.")
-@click.argument("data", type=DATA)
+@click.argument("data", type=DATA, nargs=-1, required=True, metavar="DATA...")
 @click.option(
     "-o", "--out", type=BANK, required=True, help="The bank, an HDF5 file. What it holds already is not done again."
 )
@@ -158,7 +103,8 @@ def extract(**options: Any) -> None:
     """Bank the embeddings of all frames of all videos in DATA.
 
     DATA is a folder (class subfolders, flat, folders of images), a CSV manifest (path, and any of id, label, split,
-    group, start, end, fps, crop_x, crop_y, crop_w, crop_h and columns of your own), or one file.
+    group, start, end, fps, crop_x, crop_y, crop_w, crop_h and columns of your own), or one file. Or several files and
+    folders, a pattern in quotes ('videos/**/*.mp4'), or - for a list on standard input, a path per line.
 
     Run it again after an interruption, or after adding videos: it does what is missing. A video that cannot be read
     becomes a failure in the bank with its reason, the others go on, and the exit status is 3.
@@ -221,6 +167,7 @@ def finetune(**options: Any) -> None:
         status = 0 if first is None else ranks.same(extract.run(first) if ranks.first() else 0)
         if status != extract.INTERRUPTED:
             status = finetune.run(config) or status
+    events.end(status, resumable=True)  # of several ranks none comes back
     ranks.leave(status)
 
 
@@ -233,7 +180,7 @@ def finetune(**options: Any) -> None:
     help="The test part alone, or all videos.  [default: test of the run's own bank, all of others]",
 )
 @TARGET_FILES
-@click.option("--json", type=DATA, metavar="FILE", help="Write the scores as JSON.")
+@JSON
 @OWN_BACKBONE
 @DEVICE
 @QUIET
@@ -256,8 +203,8 @@ def evaluate(**options: Any) -> None:
 @click.argument("paths", type=DATA, nargs=-1, required=True, metavar="[RUN] VIDEO...")
 @PREDICT
 def predict(paths: tuple[Path, ...], **options: Any) -> None:
-    """Predict VIDEO (files, folders, manifests) with the head of RUN, or, without RUN, with the classifier that the
-    network of --recipe or --backbone has itself.
+    """Predict VIDEO (files, folders, manifests, patterns in quotes, or - for a list on standard input) with the head of
+    RUN, or, without RUN, with the classifier that the network of --recipe or --backbone has itself.
 
     With RUN the backbone runs over the videos as it did for the bank that the head was trained on: the same weights,
     layer, preprocessing and frames, or the command refuses. Without, the network's classes are those that its weights
@@ -280,7 +227,7 @@ def predict(paths: tuple[Path, ...], **options: Any) -> None:
 @main.command(short_help="Set runs side by side.")
 @click.argument("runs", type=DATA, nargs=-1, required=True, metavar="RUN...")
 @click.option("--csv", type=DATA, metavar="FILE", help="Write the table as CSV.")
-@click.option("--json", type=DATA, metavar="FILE", help="Write it as JSON.")
+@JSON
 def compare(**options: Any) -> None:
     """Set finished RUNs side by side: score, interval, difference to the best baseline, time.
 
@@ -338,12 +285,19 @@ def explore(**options: Any) -> None:
     help=("Read everything and hold it against the catalog; exit status 1 and the list if something is wrong."),
 )
 @click.option("--stats", is_flag=True, help="Read everything and say what the values are like: range, mean, zeros.")
-def describe(bank: Path, video: str | None, as_csv: bool, failures: bool, verify: bool, stats: bool) -> None:
+@JSON
+def describe(
+    bank: Path, video: str | None, as_csv: bool, failures: bool, verify: bool, stats: bool, json: Path | None
+) -> None:
     """Show what BANK holds, or the video ID in it."""
     from stages import describe as stage
 
     if (video is not None) + as_csv + failures + verify + stats > 1:
         raise click.UsageError("ID, --csv, --failures, --verify and --stats exclude one another; give one of them")
+    if json is not None and as_csv:
+        raise click.UsageError("--csv and --json exclude one another; give one of them")
+    if json is not None:
+        raise SystemExit(stage.as_json(bank, json, video, failures=failures, checked=verify, stats=stats))
     if verify:
         raise SystemExit(stage.verify(bank))
     if as_csv:
@@ -429,6 +383,8 @@ def demo(folder: Path) -> None:
 
     raise SystemExit(run(folder))
 
+
+everywhere(main)
 
 if __name__ == "__main__":
     main()

@@ -46,7 +46,7 @@ def run(config: CompareConfig) -> int:
     Raises:
         UserError: a folder holds no finished run.
     """
-    display = Display()
+    display = Display.beside(config.json)
     made = [folder / name for folder in config.runs for name in runs.MADE]
     check_outputs({"--csv": config.csv, "--json": config.json}, made)
     rows, warnings = side_by_side(config.runs)

@@ -1,4 +1,4 @@
-"""What the commands show: plain lines on standard output, live progress on standard error when it is a terminal."""
+"""What the commands show: plain lines on standard output, progress on standard error; and both of them as events."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from math import isnan
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from stages import events
+from stages.progress import Show, say, watch
 
 if TYPE_CHECKING:  # the engine loads torch, and most commands can do without
     from pipeline import engine
     from pipeline.spreading import WorkerState
 
-_PLAIN_SECONDS = 10.0  # between two lines of progress when nobody watches a terminal
 _NAMED_WORKERS = 4  # more are summed up
 _SILENT_SECONDS = 30.0  # without a heartbeat: it is said
 
@@ -154,80 +154,107 @@ def workers_words(workers: Mapping[str, WorkerState], unit: str) -> str:
 
 @dataclass
 class Display:
-    """Lines and progress of one command; `quiet` leaves only what went wrong."""
+    """Lines and progress of one command; `quiet` leaves only what went wrong.
+
+    Attributes:
+        aside: the lines go to standard error, since standard output has a JSON document.
+    """
 
     quiet: bool = False
+    aside: bool = False
     workers: Mapping[str, WorkerState] = field(default_factory=dict)  # of a cluster, as they were last seen
+
+    @classmethod
+    def beside(cls, json: Path | None, *, quiet: bool = False) -> Display:
+        """The display of a command that writes JSON into a file, to standard output (`-`), or not at all."""
+        return cls(quiet, aside=json is not None and str(json) == "-")
 
     def see_workers(self, workers: Mapping[str, WorkerState]) -> None:
         """Take what the progress shows of the workers from now on."""
+        for name, state in workers.items():
+            before = self.workers.get(name)
+            if state.deaths > (before.deaths if before else 0) or (before and before.address and not state.address):
+                events.tell("worker_lost", "warning", worker=name, deaths=state.deaths)
+            if state.address and state.address != (before.address if before else ""):
+                events.tell("worker_joined", worker=name, address=state.address)
+            if state.straggling and not (before and before.straggling):
+                events.tell("worker_straggling", "warning", worker=name, in_work=state.in_work)
         self.workers = workers
 
     def line(self, text: str = "") -> None:
         """One line on standard output, unless quiet."""
-        if not self.quiet:
-            try:
-                print(text, flush=True)
-            except BrokenPipeError:  # whoever read our output has left; the work goes on
-                self.quiet = True
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that closing it at exit succeeds
+        if self.quiet:
+            return
+        if self.aside:
+            say(text)
+            return
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # whoever read our output has left; the work goes on
+            self.quiet = True
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that closing it at exit succeeds
 
     def field(self, name: str, text: str) -> None:
         """A line of a summary, its name in a column of its own."""
+        if name == "Note":
+            events.tell("note", message=text)
         self.line(f"{name:<12}{text}")
 
+    def note(self, text: str) -> None:
+        """A line about something on the way that is worth knowing."""
+        events.tell("note", message=text)
+        self.line(text)
+
+    def steps(self, doing: str, total: int, unit: str = "", *, still: bool = False) -> AbstractContextManager[Show]:
+        """Show how far something is that is counted; arguments are those of `stages.progress.watch`."""
+        return watch(doing, total, unit, quiet=self.quiet, still=still)
+
+    def busy(self, doing: str) -> AbstractContextManager[Show]:
+        """Show that something goes on of which nothing can be counted."""
+        return watch(doing, quiet=self.quiet)
+
     @contextmanager
-    def progress(self, videos: int, frames: int, unit: str = "frame") -> Iterator[Callable[[engine.Progress], None]]:
+    def progress(
+        self, videos: int, frames: int, unit: str = "frame", doing: str = "embedding"
+    ) -> Iterator[Callable[[engine.Progress], None]]:
         """Show how far an extraction is: videos, frames, frames/s, time left, failures.
 
         Args:
             videos: how many there are to do.
             frames: how many frames they declare; 0 when unknown.
             unit: what is embedded: a frame, or a row of several.
+            doing: what it is called in events.
         """
-        if self.quiet:
-            yield lambda _: None
-        elif sys.stderr is not None and sys.stderr.isatty():
-            with self._live(videos, frames, unit) as show:
-                yield show
-        else:
-            yield self._plain(videos, frames, unit)
-
-    def _plain(self, videos: int, frames: int, unit: str) -> Callable[[engine.Progress], None]:
-        started = shown = time.monotonic()
-
-        def show(progress: engine.Progress) -> None:
-            nonlocal shown
-            now = time.monotonic()
-            if now - shown >= _PLAIN_SECONDS:
-                shown = now
-                done = progress.videos_sealed + progress.failures
-                rates = _rates(progress, videos, frames, now - started, unit)
-                print(f"{done:,}/{videos:,} videos · {rates}", file=sys.stderr, flush=True)
-                if self.workers:
-                    print(f"  {workers_words(self.workers, unit)}", file=sys.stderr, flush=True)
-
-        return show
-
-    @contextmanager
-    def _live(self, videos: int, frames: int, unit: str) -> Iterator[Callable[[engine.Progress], None]]:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         started = time.monotonic()
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=videos)
+        with watch(doing, videos, "videos", quiet=self.quiet) as show:
 
-            def show(progress: engine.Progress) -> None:
-                text = _rates(progress, videos, frames, time.monotonic() - started, unit)
+            def take(progress: engine.Progress) -> None:
+                seconds = time.monotonic() - started
+                text = _rates(progress, videos, frames, seconds, unit)
                 if self.workers:
                     text += f"\n{workers_words(self.workers, unit)}"
-                bar.update(task, completed=progress.videos_sealed + progress.failures, description=text)
+                left = _seconds_left(progress, videos, frames, seconds)
+                show(
+                    progress.videos_sealed + progress.failures,
+                    text,
+                    rows=progress.frames,
+                    rows_per_second=progress.frames / seconds if seconds else None,
+                    seconds_left=left,
+                    failed=progress.failures,
+                )
 
-            yield show
+            yield take
+
+
+def _seconds_left(progress: engine.Progress, videos: int, frames: int, seconds: float) -> float | None:
+    """None where that is not known."""
+    share = progress.frames / frames if frames else (progress.videos_sealed + progress.failures) / max(1, videos)
+    return seconds / share - seconds if 0 < share < 1 else None
 
 
 def _rates(progress: engine.Progress, videos: int, frames: int, seconds: float, unit: str) -> str:
     """ "1,200 frames · 98 frames/s · 2 min 05 s left · 1 failed"."""
     rate = progress.frames / seconds if seconds else 0.0
-    share = progress.frames / frames if frames else (progress.videos_sealed + progress.failures) / max(1, videos)
-    left = f"{plain_time(seconds / share - seconds)} left" if 0 < share < 1 else "…"
+    known = _seconds_left(progress, videos, frames, seconds)
+    left = "…" if known is None else f"{plain_time(known)} left"
     return f"{counted(progress.frames, unit)} · {rate:.0f} {unit}s/s · {left} · {progress.failures} failed"

@@ -1,6 +1,5 @@
 """Looking into a bank: overview, one video, the catalog as CSV, statistics, and verification of every byte."""
 
-import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline.bank import Bank
-from pipeline.errors import UserError
-from pipeline.feature_statistics import feature_statistics
 from pipeline.imported import is_imported
 from pipeline.videos import label_order
-from pipeline.windows import window_in
+from pipeline.writing import check_outputs, write_json
+from stages import described, events
 from stages.console import (
     Display,
     counted,
@@ -27,6 +25,7 @@ from stages.console import (
     window_words,
 )
 
+OK, DAMAGED = 0, 1
 _SHOWN_CLASSES = 30
 
 
@@ -84,24 +83,22 @@ def statistics(path: Path) -> None:
         UserError: it holds no rows, or some that cannot be read.
     """
     display = Display()
-    with Bank(path) as bank:
-        found = feature_statistics(bank)
-        what = "channel" if len(bank.config["recipe"]["feature_shape"]) > 1 else "feature"
-    features = len(found.mean)
-    display.field("Values", f"{found.values * features:,}: {features:,} {what}s, {found.values:,} of each")
-    if not np.isfinite([*found.least, *found.greatest]).all():
+    with Bank(path) as bank, display.busy("reading all values"):
+        found = described.statistics(bank)
+    features, values, what = found["features"], found["values_each"], found["of"]
+    display.field("Values", f"{values * features:,}: {features:,} {what}s, {values:,} of each")
+    if not found["finite"]:
         display.field("Not finite", f"some are: framebank describe {path} --verify says which")
         return
-    mean = found.mean.mean()
-    deviation = np.sqrt((found.deviation**2 + (found.mean - mean) ** 2).mean())
-    display.field("Range", f"{found.least.min():.4g} to {found.greatest.max():.4g}")
-    display.field("Mean", f"{mean:.4g}, standard deviation {deviation:.4g} over all of them")
-    display.field("Zeros", f"{found.zeros.mean():.1%} of all values")
-    display.field("Constant", f"{counted(int((found.least == found.greatest).sum()), what)} of {features:,}")
+    display.field("Range", f"{found['least']:.4g} to {found['greatest']:.4g}")
+    display.field("Mean", f"{found['mean']:.4g}, standard deviation {found['standard_deviation']:.4g} over all of them")
+    display.field("Zeros", f"{found['zeros']:.1%} of all values")
+    display.field("Constant", f"{counted(found['constant'], what)} of {features:,}")
     display.line()
     display.line(f"{f'of {what}s':<24}{'least':>12}{'median':>12}{'greatest':>12}")
-    for name, each in (("mean", found.mean), ("standard deviation", found.deviation), ("share of zeros", found.zeros)):
-        display.line(f"{name:<24}{each.min():>12.4g}{np.median(each):>12.4g}{each.max():>12.4g}")
+    named = {"mean": "mean", "standard deviation": "standard_deviation", "share of zeros": "zeros"}
+    for name, each in ((name, found["each"][key]) for name, key in named.items()):
+        display.line(f"{name:<24}{min(each):>12.4g}{np.median(each):>12.4g}{max(each):>12.4g}")
 
 
 def _lengths(catalog: pd.DataFrame) -> str:
@@ -142,40 +139,25 @@ def one_video(path: Path, video_id: str) -> None:
     """
     display = Display()
     with Bank(path) as bank:
-        if video_id not in bank:
-            failure = bank.failures.loc[bank.failures["id"] == video_id, "reason"]
-            if len(failure):
-                raise UserError(f"{video_id!r} could not be banked: {failure.iloc[0]}")
-            raise UserError(f"{path} has no video {video_id!r}{_near(video_id, bank)}; --csv lists the ids.")
-        row = bank.catalog.set_index("id").loc[video_id]
-        features = bank[video_id].astype(np.float32)
-        plain = features[0] if "views" in bank.config["recipe"] else features  # the first of several views
-        seconds = bank.timestamps(video_id)
-        display.field("Video", video_id)
-        for name, value in row.items():
-            if value not in ("", -1) and value == value:
-                display.line(f"  {name:<16}{value}")
-        display.field("Features", f"{features.shape}, from {features.min():.4g} to {features.max():.4g}")
-        option = "--fps" if is_imported(bank.config["recipe"]) else "--image-fps"
-        clock = (
-            f"{seconds[0]:.3f} s to {seconds[-1]:.3f} s" if np.isfinite(seconds).all() else f"none ({option} gives one)"
-        )
-        display.field("Time", clock)
-        if window_in(bank.config["recipe"]).kind == "clip":
-            first = bank.frames(video_id)[0]
-            if repeated := len(first) - len(set(first.tolist())):
-                display.field("Padded", f"shorter than a clip: its last frame stands for {repeated} more")
-        flat = plain.reshape(len(plain), -1)
-        norms, steps = np.linalg.norm(flat, axis=1), np.linalg.norm(np.diff(flat, axis=0), axis=1)
-        change = f"; change from row to row {steps.mean():.4g} on average" if len(steps) else ""
-        of = "" if plain is features else ", of the plain view"
-        display.field("Norm", f"{norms.mean():.4g} on average{change}{of}")
-
-
-def _near(video_id: str, bank: Bank) -> str:
-    """ " (did you mean a/x?)": ids that end alike, else similar ones."""
-    near = [known for known in bank if known.endswith(f"/{video_id}")] or difflib.get_close_matches(video_id, bank)
-    return f" (did you mean {', or '.join(near[:3])}?)" if near else ""
+        found = described.video(bank, video_id)
+        views, imported = "views" in bank.config["recipe"], is_imported(bank.config["recipe"])
+    display.field("Video", video_id)
+    for name, value in found["catalog"].items():
+        if value not in ("", -1) and value == value:
+            display.line(f"  {name:<16}{value}")
+    shape = ", ".join(map(str, found["shape"]))
+    display.field("Features", f"({shape}), from {found['least']:.4g} to {found['greatest']:.4g}")
+    seconds = found["seconds"]
+    clock = (
+        f"none ({'--fps' if imported else '--image-fps'} gives one)"
+        if seconds is None
+        else f"{seconds[0]:.3f} s to {seconds[1]:.3f} s"
+    )
+    display.field("Time", clock)
+    if found["padded"]:
+        display.field("Padded", f"shorter than a clip: its last frame stands for {found['padded']} more")
+    change = "" if found["change"] is None else f"; change from row to row {found['change']:.4g} on average"
+    display.field("Norm", f"{found['norm']:.4g} on average{change}{', of the plain view' if views else ''}")
 
 
 def catalog_csv(path: Path) -> None:
@@ -194,16 +176,54 @@ def verify(path: Path) -> int:
     """Read everything in a bank. Returns the exit status: 0 sound, 1 with the list of what is wrong."""
     display = Display()
     with Bank(path) as bank:
-        problems = bank.verify()
         count, views = len(bank), bank.config["recipe"].get("views")
-    for video_id, problem in problems:
-        display.line(f"{video_id}: {problem}")
+        with display.steps("verifying", count, "videos") as show:
+            problems = described.verified(bank, show)["problems"]
+    events.tell("result", bank=str(path), videos=count, problems=len(problems))
+    for each in problems:
+        display.line(f"{each['id']}: {each['problem']}")
     if problems:
         display.line(
             f"{counted(len(problems), 'problem')} in {counted(count, 'video')}; "
             "`framebank remove` the broken ones and extract again."
         )
-        return 1
-    each = f", {views['count']} views of each" if views else ""
-    display.line(f"{counted(count, 'video')} read{each}: all complete, finite and consistent with the catalog.")
-    return 0
+        return DAMAGED
+    each_of = f", {views['count']} views of each" if views else ""
+    display.line(f"{counted(count, 'video')} read{each_of}: all complete, finite and consistent with the catalog.")
+    return OK
+
+
+def as_json(
+    path: Path, out: Path, video_id: str | None, *, failures: bool = False, checked: bool = False, stats: bool = False
+) -> int:
+    """Write what was asked for, else the overview, as one JSON document.
+
+    Args:
+        path: the bank.
+        out: the file, or `pipeline.writing.STDOUT`.
+        video_id, failures, checked, stats: one of them: the video, the ledger, what `verify` finds, or the statistics.
+
+    Returns:
+        the exit status: that of `verify`, else 0.
+
+    Raises:
+        UserError: as those that print it.
+    """
+    display = Display.beside(out)
+    content: dict[str, Any]
+    with Bank(path) as bank:
+        check_outputs({"--json": out}, bank.files)
+        if checked:
+            with display.steps("verifying", len(bank), "videos") as show:
+                content = described.verified(bank, show)
+        elif stats:
+            with display.busy("reading all values"):
+                content = described.statistics(bank)
+        elif video_id is not None:
+            content = described.video(bank, video_id)
+        elif failures:
+            content = {"bank": str(path), **described.failures(bank)}
+        else:
+            content = described.overview(bank)
+    write_json(out, content)
+    return DAMAGED if content.get("problems") else OK

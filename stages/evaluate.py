@@ -29,6 +29,7 @@ from pipeline.splits import PARTS, Fold
 from pipeline.starting_point import find_sources
 from pipeline.targets import as_asked
 from pipeline.writing import check_outputs, write_json
+from stages import events
 from stages.console import Display, counted, interval_words, number
 
 OK, DIFFERENT = 0, 1
@@ -89,7 +90,7 @@ def run(config: EvaluateConfig) -> int:
     Raises:
         UserError: it could not be done as asked.
     """
-    display = Display(quiet=config.quiet)
+    display = Display.beside(config.json, quiet=config.quiet)
     finished = _read(config.run)
     device = choose_device(config.device)
     with ExitStack() as stack:
@@ -124,7 +125,7 @@ def _anew(display: Display, finished: _Run, banked: Bank, device: torch.device, 
     def embedded(bundle: Bundle, ids: Sequence[str]) -> Iterator[Sequence[Bank]]:
         found = find_sources(data, banked, ids, **options)
         with ExitStack() as stack:
-            with display.progress(len(found), 0) as show:
+            with display.progress(len(found), 0, doing="embedding anew") as show:
                 anew = rescoring.embedded_anew(bundle, found, banked, device=device, on_progress=show, typed=typed)
                 opened = stack.enter_context(anew)
             yield [opened]
@@ -157,7 +158,7 @@ def _own(
             known = rescoring.in_terms_of(bundle, targets)
             wanted = {part: [video for video in getattr(fold, part) if video in known.values] for part in parts}
             every = [video for ids in wanted.values() for video in ids]
-            with reading(bundle, every) as read:
+            with reading(bundle, every) as read, display.busy(f"scoring fold {fold.name}"):
                 sequences, _ = load_for(bundle, read, every)
                 for part, ids in wanted.items():
                     if ids:
@@ -177,6 +178,7 @@ def _own(
     if len(parts) > 1:
         content["parts"] = _show_parts(display, finished, first)
     content |= {"largest_difference": largest, "changed_predictions": changed}
+    _tell(content)
     if config.json is not None:
         write_json(config.json, content)
     same = largest <= TOLERANCE
@@ -214,16 +216,22 @@ def _other(display: Display, config: EvaluateConfig, finished: _Run, banks: list
         )
     if others := [video for video in fresh if video in set(spans)]:
         notes.append(f"spans of files of which the head was trained on others: {len(others)}, e.g. {others[0]}")
-    sequences, more = load_for(bundle, banks, fresh)
-    held = hold_out(bundle, sequences, targets, sequences[0].ids, fold="new", device=device)
+    with display.busy("scoring"):
+        sequences, more = load_for(bundle, banks, fresh)
+        held = hold_out(bundle, sequences, targets, sequences[0].ids, fold="new", device=device)
     for note in [*notes, *more]:
         display.field("Note", note)
     display.field("Bank", f"{', '.join(str(bank.path) for bank in banks)}: {counted(len(held.ids), 'video')}")
     content = _show(display, finished, held, _groups(asked, banks[0], held.ids))
     content["left_out"] = len(ids) - len(fresh)
+    _tell(content)
     if config.json is not None:
         write_json(config.json, content)
     return OK
+
+
+def _tell(content: dict[str, Any]) -> None:
+    events.tell("result", **{name: value for name, value in content.items() if name not in ("per_class", "parts")})
 
 
 def _tested(asked: dict[str, Any], bank: Bank, ids: Sequence[str]) -> list[str]:

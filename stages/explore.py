@@ -14,6 +14,7 @@ from pipeline.engine import Progress
 from pipeline.pages import render, write_page
 from pipeline.sources import source_path
 from pipeline.writing import check_outputs
+from stages import events
 from stages import explore_words as words
 from stages.console import Display, megabytes
 from stages.report_words import FILTERS
@@ -51,6 +52,7 @@ def run(config: ExploreConfig) -> int:
         check_outputs({"--out": out}, [config.bank, *bank.files, *sources])
         page = _page(display, bank)
     write_page(out, page)
+    events.tell("result", page=str(out), bytes=len(page.encode()))
     display.field("Page", f"{out} ({megabytes(len(page.encode()))}); open it in a browser")
     return OK
 
@@ -58,15 +60,14 @@ def run(config: ExploreConfig) -> int:
 def _page(display: Display, bank: Bank) -> str:
     with_rows = bank.catalog.loc[bank.catalog["rows"] > 0, "id"].tolist()
     sample = explore_data.sample(with_rows)
-    with display.progress(len(bank), int(bank.catalog["rows"].sum()), "row") as show:
+    with display.progress(len(bank), int(bank.catalog["rows"].sum()), "row", "reading features") as show:
         survey = bank_survey.survey(
             bank, sample, on_video=lambda videos, rows: show(Progress(videos_sealed=videos, frames=rows))
         )
-    shown, maps, near = explore_data.mapped(survey, sample)
-    with display.progress(len(shown), 0) as show:
-        pictures, gaps = explore_data.pictures(
-            bank, shown, on_video=lambda videos: show(Progress(videos_sealed=videos, frames=videos))
-        )
+    with display.busy("drawing the map"):
+        shown, maps, near = explore_data.mapped(survey, sample)
+    with display.steps("taking pictures", len(shown), "videos") as show_picture:
+        pictures, gaps = explore_data.pictures(bank, shown, on_video=show_picture)
     content, data = words.of_map(bank, survey, shown, maps, near, pictures, gaps)
     content |= words.page(bank, survey)
     content["version"] = version("framebank")

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,15 +34,18 @@ from pipeline.extraction import (
 )
 from pipeline.features import records
 from pipeline.flow import Flow
+from pipeline.gathering import named
+from pipeline.headers import probe_videos
 from pipeline.imported import is_imported
 from pipeline.networks import absolute_name
 from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.sealing import disk_errors
-from pipeline.videos import Found, absolute_path, find_videos, probe_videos
+from pipeline.videos import Found, Listed, absolute_path, find_videos
 from pipeline.views import Views, draws
 from pipeline.windows import Window
 from stages import summary
+from stages.banking import Sealed
 from stages.console import Display, megabytes, plain_time, row_unit, sampling_words, window_words
 
 if TYPE_CHECKING:
@@ -59,9 +62,10 @@ class ExtractConfig:
     `weights` may be the folder of a fine-tuned run. What of network and frames is None is then as in that run, else the
     usual: ResNet-50, its default layer, the preset of the weights and its image size, `fit` crop, every whole frame. A
     `window` that is None is the network's own: a frame, or a clip. `flow` is given with a window of flow alone.
+    `data` is what `pipeline.gathering.named` takes: a folder, a manifest, a file, or several of them, patterns and `-`.
     """
 
-    data: Path
+    data: Path | Sequence[Path]
     out: Path
     backbone: str | None = None
     weights: str = "DEFAULT"
@@ -124,11 +128,15 @@ def run(config: ExtractConfig, cluster: "Cluster | None" = None) -> int:
     network = _network(config)
     bank = existing_bank(config.out)
     banked = bank.config if bank is not None else {"recipe": {}, "compute": None}
-    found = _find(config, network.crop, bank)
-    summary.show_found(display, config.data, found)
+    data = named(config.data)
+    place = data.root if isinstance(data, Listed) else data
+    with display.busy("looking for videos"):
+        found = _find(config, data, network.crop, bank)
+    summary.show_found(display, place, found)
 
     device, precision = _computing(display, config, cluster, banked["recipe"].get("precision"))
-    backbone = _load(network, config.seed)
+    with display.busy("loading the network"):
+        backbone = _load(network, config.seed)
     options = _reading(config, network, backbone)
     recipe = recipe_of(backbone, options, crop=network.crop, precision=precision, store=config.store)
     if bank is not None and bank.fingerprint != banks.fingerprint_of(recipe):
@@ -139,8 +147,10 @@ def run(config: ExtractConfig, cluster: "Cluster | None" = None) -> int:
         if not bank.only_failures:
             raise UserError(_differing(config.out, backbone, bank, recipe))
         bank, banked = None, {"recipe": {}, "compute": None}  # nothing came of the others: begin again with these
-    plan = resuming.plan(found.table, bank, retry_failed=config.retry_failed, allow_partial=config.allow_partial)
-    probed = probe_videos(plan.todo)
+    with display.busy("comparing with the bank"):
+        plan = resuming.plan(found.table, bank, retry_failed=config.retry_failed, allow_partial=config.allow_partial)
+    with display.steps("reading headers", len(plan.todo), "videos") as show:
+        probed = probe_videos(plan.todo, show)
     summary.show_plan(display, plan, probed)
     if len(plan.todo):
         summary.show_recipe(display, backbone, recipe, device.type)
@@ -150,12 +160,12 @@ def run(config: ExtractConfig, cluster: "Cluster | None" = None) -> int:
     progress, interrupted = Progress(), False
     if len(plan.todo):
         batch_size = choose_batch_size(config.batch_size, device, banked["compute"], options.window)
-        data = str(absolute_path(config.data))
+        origin = str(absolute_path(place))
         if cluster is not None:
             compute: dict[str, Any] = {"device": device.type, "batch_size": batch_size}
             if banked["compute"] and banked["compute"].get("compiled"):
                 compute["compiled"] = True
-            recorded = recorded_of(backbone, recipe, options, compute, data)
+            recorded = recorded_of(backbone, recipe, options, compute, origin)
             from stages import workers
 
             interrupted = workers.spread(
@@ -175,17 +185,22 @@ def run(config: ExtractConfig, cluster: "Cluster | None" = None) -> int:
         else:
             lanes, _ = share_cores(device.type, len(plan.todo))
             begun = banked["compute"] and banked["compute"].get("compiled", False)
-            compiling = Compiling(rows_expected(probed, options), lanes, begun, display.line)
-            encoding = make_encoding(backbone, recipe, options, device, batch_size, data, compiling)
+            compiling = Compiling(rows_expected(probed, options), lanes, begun, display.note)
+            with display.busy("preparing the network"):
+                encoding = make_encoding(backbone, recipe, options, device, batch_size, origin, compiling)
             if config.dry_run:
                 _estimate(display, plan, probed, encoding)
                 return OK
             with disk_errors(config.out):
                 banks.create(config.out, encoding.recorded)
-            interrupted = _extract(display, config.out, plan, probed, encoding, progress, latest(bank))
+            sealed = Sealed(config.out, plan.todo["id"])
+            interrupted = _extract(
+                display, config.out, plan, probed, encoding, progress, latest(bank), told=sealed.tell
+            )
     elif config.dry_run:
         return OK
-    folded = fold_in(config.out, plan, pack=config.pack, in_a_hurry=interrupted, on_note=display.line)
+    with display.busy("packing"):
+        folded = fold_in(config.out, plan, pack=config.pack, in_a_hurry=interrupted, on_note=display.note)
     summary.show_result(display, config.out, plan, progress, folded, time.monotonic() - started)
     if interrupted:
         return INTERRUPTED
@@ -279,11 +294,11 @@ def _reading(config: ExtractConfig, network: _Network, backbone: Backbone) -> Re
     )
 
 
-def _find(config: ExtractConfig, crop: str, bank: banks.Bank | None) -> Found:
+def _find(config: ExtractConfig, data: Path | Listed, crop: str, bank: banks.Bank | None) -> Found:
     out = config.out.absolute()
-    root = config.data if config.data.is_dir() else config.data.parent
+    root = data.root if isinstance(data, Listed) else data if data.is_dir() else data.parent
     found = find_videos(
-        config.data,
+        data,
         all_files=config.all_files,
         label_from=config.label_from,
         group_from=config.group_from,
@@ -320,11 +335,22 @@ def _extract(
     encoding: Encoding,
     progress: Progress,
     newer_than: str = "",
+    told: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Run the engine over what is to do. Returns whether it was interrupted."""
+    """Run the engine over what is to do, `told` called now and then. Returns whether it was interrupted."""
     frames = _declared(probed, encoding.options)
     with display.progress(len(plan.todo), frames, row_unit(encoding.recorded["recipe"])) as show:
-        return embed(out, plan.todo, encoding, progress, newer_than=newer_than, on_progress=show, on_note=display.line)
+
+        def watch(done: Progress) -> None:
+            told()
+            show(done)
+
+        try:
+            return embed(
+                out, plan.todo, encoding, progress, newer_than=newer_than, on_progress=watch, on_note=display.note
+            )
+        finally:
+            told()
 
 
 def _declared(probed: pd.DataFrame, options: ReadOptions) -> int:

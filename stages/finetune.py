@@ -194,9 +194,10 @@ def _run(config: FinetuneConfig, threads: int) -> int:
         elif not _bank(config, opened, banks, display, device):
             display.line("Interrupted; the same command goes on.")
             return INTERRUPTED
-        joint = _joint(config, opened, banks, device)
-        first = head_of(start.head(opened.loaded.material, folds[0], 0))
-        plan, kept = _plan(config, opened, joint, first, asked.config["finetune"], device, threads)
+        with display.busy("reading what is banked"):
+            joint = _joint(config, opened, banks, device)
+            first = head_of(start.head(opened.loaded.material, folds[0], 0))
+            plan, kept = _plan(config, opened, joint, first, asked.config["finetune"], device, threads)
         words.show_trained(
             display,
             first,
@@ -236,7 +237,8 @@ def _remove_prefix(config: FinetuneConfig) -> None:
 
 def _open(config: FinetuneConfig, stack: ExitStack, display: Display, device: torch.device) -> _Opened:
     """Open all that is needed, say what it is, and refuse what does not go together before any work is done."""
-    start = _start(config, stack, device)
+    with display.busy("loading the network"):
+        start = _start(config, stack, device)
     learning = replace(
         start.learning,
         selection=config.selection or start.learning.selection,
@@ -254,7 +256,8 @@ def _open(config: FinetuneConfig, stack: ExitStack, display: Display, device: to
     for fold in loaded.folds:
         check_parts(config.fit, len(fold.validation))
     ids = loaded.material.sequences[0].ids
-    videos = find_sources(config.data, start.bank, ids, all_files=config.all_files, image_fps=config.image_fps)
+    with display.busy("looking for videos"):
+        videos = find_sources(config.data, start.bank, ids, all_files=config.all_files, image_fps=config.image_fps)
     groups = groups_of(
         start.backbone.module.net,
         blocks_of(start.backbone),
@@ -419,7 +422,7 @@ def _bank(config: FinetuneConfig, opened: _Opened, banks: list[Path], display: D
     check_room(banks, size)
     words.show_banked(display, opened.halves, banks[0], size, rows)
     for view, out in enumerate(banks):
-        with display.progress(len(videos), rows) as show:
+        with display.progress(len(videos), rows, doing="banking the frozen part") as show:
             interrupted = bank_boundary(
                 out,
                 prefix,
@@ -431,7 +434,7 @@ def _bank(config: FinetuneConfig, opened: _Opened, banks: list[Path], display: D
                 view=view,
                 data=config.data,
                 on_progress=show,
-                on_note=display.line,
+                on_note=display.note,
             )
         if interrupted:
             return False

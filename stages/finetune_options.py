@@ -12,6 +12,7 @@ from stages.options import (
     BY_HAND,
     DATA,
     DEVICE,
+    JSON,
     NETWORK,
     OWN_BACKBONE,
     PRECISION,
@@ -135,7 +136,7 @@ BENCH = grouped(
     click.option("--videos", type=click.IntRange(min=1), default=24, show_default=True, help="So many of RUN's."),
     click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="Of each way, in turn."),
     click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the backbone.  [default: all]"),
-    click.option("--json", type=DATA, metavar="FILE", help="Write the figures as JSON."),
+    JSON,
     DEVICE,
     PRECISION,
 )

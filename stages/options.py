@@ -244,6 +244,12 @@ VIEWS = click.option(
     help="Several views of each video: centre and corners, these and mirrored, or K random ones.",
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+JSON = click.option(
+    "--json",
+    type=DATA,
+    metavar="[FILE.json]",
+    help="Write it as one JSON document: into a file, else to standard output, and all words to standard error.",
+)
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 PRECISION = click.option(
     "--precision",

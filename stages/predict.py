@@ -6,7 +6,6 @@ Videos that are banked already are read from their banks instead, which must hav
 is how a head on imported features, which no backbone computes, labels new videos.
 """
 
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -30,9 +29,10 @@ from pipeline.prediction_timelines import OverTime, over_time
 from pipeline.predictions import Predictions, predict
 from pipeline.sources import source_text
 from pipeline.targets import SEPARATOR
-from pipeline.writing import check_outputs, write_csv, write_json
-from stages import timelines
+from pipeline.writing import STDOUT, check_outputs, write_csv, write_json
+from stages import events, timelines
 from stages.console import Display, counted, plain_frames, sampling_words, window_words
+from stages.progress import say
 
 OK, FAILURES, INTERRUPTED = 0, 3, 130
 _SHOWN_LABELS = 4
@@ -74,7 +74,7 @@ def run(config: PredictConfig) -> int:
     Raises:
         UserError: it could not run as asked.
     """
-    display = Display(quiet=config.quiet)
+    display = Display.beside(config.json, quiet=config.quiet)
     bundle = load_bundle(config.run)
     if config.min_seconds is not None:
         bundle = replace(bundle, min_seconds=config.min_seconds)
@@ -103,8 +103,9 @@ def run(config: PredictConfig) -> int:
         if config.banks:  # whoever made them was told what could not be banked
             failures = failures.iloc[:0]
         ids = [video_id for video_id in found["id"] if video_id not in set(failures["id"])]
-        predictions = predict(bundle, banks, ids, device=device) if ids else None
-        said = _over_time(config, predictions, banks, device)
+        with display.busy("scoring"):
+            predictions = predict(bundle, banks, ids, device=device) if ids else None
+            said = _over_time(config, predictions, banks, device)
         same, spans = seen_in_training(bundle, banks[0])
         if again := [video for video in (*same, *spans) if video in set(found["id"])]:
             notes.append(
@@ -116,12 +117,17 @@ def run(config: PredictConfig) -> int:
         _show(display, predictions)
     for row in records(failures):
         display.line(f"{row['id']}: not predicted, {row['reason']}")
+        events.tell("video_failed", "warning", id=row["id"], reason=row["reason"])
     if len(failures) and config.quiet:
-        print(f"{counted(len(failures), 'video')} could not be read", file=sys.stderr)
+        say(f"{counted(len(failures), 'video')} could not be read")
+    written = {option: str(path) for option, path in outputs.items() if path is not None} if ids else {}
+    events.tell("result", predicted=len(ids), failed=len(failures), files=written)
     if predictions is not None:
         _write(config, predictions, found, failures)
         if config.timeline is not None:
             timelines.write(config.timeline, bundle, source_text(str(config.run)), said, _all_words(predictions))
+    elif config.json == STDOUT:
+        write_json(STDOUT, {"run": source_text(str(config.run)), "videos": [], "failed": records(failures)})
     elif any(outputs.values()):
         display.line("None of the videos could be read, so no file was written.")
     return FAILURES if len(failures) else OK
@@ -215,6 +221,9 @@ def _show(display: Display, predictions: Predictions) -> None:
     width = max(map(len, predictions.videos["id"]))
     for video, words in _all_words(predictions).items():
         display.line(f"{video:<{width}}  {words}")
+    for row in records(predictions.videos):
+        chances = {label: row[f"p_{label}"] for label in predictions.bundle.labels}
+        events.tell("video_predicted", id=row["id"], predicted=row["predicted"], probability=chances)
 
 
 def _all_words(predictions: Predictions) -> dict[str, str]:

@@ -38,6 +38,7 @@ _EXCLUDING: tuple[dict[str, tuple[str, ...]], ...] = (
     {"folds": (), "splits": ()},
     {"recurrent-dropout": (), "variational-dropout": ()},
 )
+_OF_THE_CALL = ("recipe", "log_json")
 _WITH = {"clip-length": ("clip-stride",)}  # what a recipe says to go with its own value, and not with a typed one
 
 # (command, other table that it takes) -> what it passes over, since that changes nothing that the command makes; and
@@ -70,7 +71,8 @@ class Filled(Headed):
         """Say which recipe it is, then run."""
         if __name__ in ctx.meta and not ctx.params.get("quiet"):
             recipe: Recipe = ctx.meta[__name__]
-            click.echo(f"Recipe      {recipe.name}: {recipe.summary}")
+            aside = str(ctx.params.get("json")) == "-"  # standard output has a JSON document
+            click.echo(f"Recipe      {recipe.name}: {recipe.summary}", err=aside)
         return super().invoke(ctx)
 
 
@@ -147,7 +149,7 @@ def _yielding(values: Mapping[str, Value], stronger: Collection[str]) -> dict[st
 
 def options_of(command: click.Command) -> dict[str, click.Option]:
     """What a recipe may say to a command: long option without dashes -> option."""
-    options = [param for param in command.params if isinstance(param, click.Option) and param.name != "recipe"]
+    options = [param for param in command.params if isinstance(param, click.Option) and param.name not in _OF_THE_CALL]
     return {name[2:]: option for option in options for name in option.opts if name.startswith("--")}
 
 

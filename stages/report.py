@@ -31,6 +31,7 @@ from pipeline.sources import source_path
 from pipeline.starting_point import find_sources
 from pipeline.thumbnails import Strip, evenly, strip
 from pipeline.writing import check_outputs
+from stages import events
 from stages import report_words as words
 from stages.comparison import side_by_side
 from stages.console import Display, megabytes
@@ -73,6 +74,7 @@ def run(config: ReportConfig) -> int:
     check_outputs({"--out": out}, [*banks, *made])
     page = _comparison(finished) if several else _report(display, finished[0], config.backbone)
     write_page(out, page)
+    events.tell("result", page=str(out), bytes=len(page.encode()))
     display.field(
         "Comparison" if several else "Report", f"{out} ({megabytes(len(page.encode()))}); open it in a browser"
     )
@@ -90,7 +92,9 @@ def _report(display: Display, finished: Finished, typed: str | None) -> str:
             courses, gap = _courses(display, stack, finished, banks, shown, typed)
             gaps += [gap] if gap else []
         cards = []
+        show = stack.enter_context(display.steps("reading videos", len(shown), "videos"))
         for number, each in enumerate(shown):
+            show(number)
             video = held.ids[each.place]
             known = bool(banks) and video in banks[0]
             seconds = banks[0].timestamps(video) if known else None
@@ -150,7 +154,7 @@ def _courses(
                 asked = finished.asked["finetune"]
                 options = {name: asked[name] for name in ("all_files", "image_fps") if name in asked}
                 found = find_sources(Path(source_path(asked["data"])), banks[0], ids, **options)
-                with display.progress(len(found), 0) as show:
+                with display.progress(len(found), 0, doing="embedding anew") as show:
                     anew = rescoring.embedded_anew(
                         bundle, found, banks[0], device=device, on_progress=show, typed=typed
                     )

@@ -1,6 +1,5 @@
 """What `framebank extract` says: what was found, how it will be embedded, and at the end what came of it."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pipeline.engine import Progress
 from pipeline.features import CATALOG, records
 from pipeline.resuming import Plan
 from pipeline.videos import COLUMNS, Found, label_order
+from stages import events
 from stages.console import (
     Display,
     counted,
@@ -25,6 +25,7 @@ from stages.console import (
     window_words,
     workers_words,
 )
+from stages.progress import say
 
 _SHOWN_CLASSES = 8
 _SHOWN_FAILURES = 10
@@ -33,6 +34,7 @@ _SHOWN_FAILURES = 10
 def show_found(display: Display, data: Path, found: Found) -> None:
     """Videos, classes, groups, files passed over."""
     table = found.table
+    _tell_found(data, found)
     display.field("Found", f"{counted(len(table), 'video')} in {data} ({found.origin})")
     labels = table["label"].value_counts()
     classes = [f"{label} {labels[label]:,}" for label in label_order(list(labels.index))]
@@ -60,8 +62,29 @@ def show_found(display: Display, data: Path, found: Found) -> None:
         display.field("Note", note)
 
 
+def _tell_found(data: Path, found: Found) -> None:
+    labels = found.table["label"]
+    events.tell(
+        "found",
+        data=str(data),
+        origin=found.origin,
+        videos=len(found.table),
+        classes={label: int((labels == label).sum()) for label in label_order(list(labels))},
+        ignored=found.ignored,
+    )
+
+
 def show_plan(display: Display, plan: Plan, probed: pd.DataFrame) -> None:
     """What is to do, and what will not be done again."""
+    events.tell(
+        "plan",
+        to_do=len(plan.todo),
+        done_before=len(plan.done),
+        failed_before=len(plan.failed),
+        changed=len(plan.changed),
+        seconds_of_video=float(probed["duration"].sum()),
+        frames_declared=int(probed["frames_declared"].clip(lower=0).sum()),
+    )
     before = f"{counted(len(plan.done), 'video')} done before"
     if len(plan.failed):
         before += f" · {len(plan.failed)} failed before (--retry-failed tries them again)"
@@ -128,6 +151,23 @@ def show_result(display: Display, out: Path, plan: Plan, progress: Progress, fol
         size, rows, videos = bank.nbytes, int(bank.catalog["rows"].sum()), len(bank)
         unit = row_unit(bank.config["recipe"])
     left = len(plan.todo) - progress.videos_sealed - progress.failures
+    events.tell(
+        "result",
+        bank=str(out),
+        banked=progress.videos_sealed,
+        rows=progress.rows_sealed,
+        failed=progress.failures,
+        partial=progress.partial,
+        done_before=len(plan.done),
+        failed_before=len(plan.failed),
+        left=left,
+        bank_videos=videos,
+        bank_rows=rows,
+        bank_bytes=size,
+        seconds=seconds,
+        rows_per_second=progress.frames / seconds if seconds else None,
+        shares=progress.time,
+    )
     if len(plan.todo):
         dropped = f" · {counted(left, 'video')} to go" if left else ""
         partial = f" · {progress.partial} only in part" if progress.partial else ""
@@ -155,7 +195,7 @@ def show_result(display: Display, out: Path, plan: Plan, progress: Progress, fol
         if len(found) > _SHOWN_FAILURES:
             display.line(f"  … and {len(found) - _SHOWN_FAILURES} more: framebank describe {out} --failures")
         if display.quiet:
-            print(f"{counted(len(found), 'video')} failed: framebank describe {out} --failures", file=sys.stderr)
+            say(f"{counted(len(found), 'video')} failed: framebank describe {out} --failures")
     where = {"": "", "packed": "", "linked": f", of which {out.name}.parts/ is a part: keep them together"}
     state = where.get(folded, f", {folded}")
     display.field("Bank", f"{out}: {counted(videos, 'video')}, {counted(rows, 'row')}, {megabytes(size)}{state}")

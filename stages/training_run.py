@@ -99,14 +99,15 @@ def load(display: Display, banks: Sequence[Bank], learning: Learning) -> Loaded:
     """
     targets = as_asked(learning.resolved(), banks[0])
     column = learning.group_column
-    material, notes = load_material(
-        banks,
-        targets,
-        spatial=learning.head.spatial,
-        side_by_side=learning.fuse == "concat",
-        group_column=None if column == "none" else column,
-        resampling=learning.resampling,
-    )
+    with display.busy("reading the bank"):
+        material, notes = load_material(
+            banks,
+            targets,
+            spatial=learning.head.spatial,
+            side_by_side=learning.fuse == "concat",
+            group_column=None if column == "none" else column,
+            resampling=learning.resampling,
+        )
     if material.groups is None and column not in ("group", "none"):
         raise UserError(f"The bank's column {column} is empty; give another --group-column, or none.")
     folds, how, more = choose_folds(learning, banks[0], material)
@@ -166,7 +167,8 @@ def train_and_score(
     background = labels.index(learning.background) if learning.background in labels else None
     task = Task(material.targets.kind, material.targets.per_frame, labels, background)
     held, history, training_seconds = _train_folds(display, asked, learning, loaded, train, device)
-    more = {} if more_baselines is None else more_baselines()
+    with display.busy("scoring the frozen backbone"):
+        more = {} if more_baselines is None else more_baselines()
     against = {**more, **(_baselines(display, learning, loaded, task) if ranks.first() else {})}
     history += _finish(display, asked, learning, loaded, train)
     if ranks.first():
@@ -185,7 +187,8 @@ def train_and_score(
             "per_class": class_table(task, held[0]),
             "cost": {"training_seconds": training_seconds, **cost()},
         }
-        _write(asked.out, task, held, pd.DataFrame(history), learning.fit.monitor, results)
+        with display.busy("writing the run"):
+            _write(asked.out, task, held, pd.DataFrame(history), learning.fit.monitor, results)
     ranks.wait()
     words.show_results(display, asked.out, runs.read_results(asked.out), asked.what, asked.sees_videos)
 
@@ -207,7 +210,7 @@ def _train_folds(
                 for note in done.notes:
                     if note not in told:
                         told.add(note)
-                        display.line(f"Fold {fold.name}: {note}")
+                        display.note(f"Fold {fold.name}: {note}")
             held.append(joined(said))
     return held, history, time.monotonic() - began
 

@@ -1,16 +1,12 @@
 """What train-head and finetune say: the task, the split, the head, how training goes, and what came of it."""
 
 import shlex
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.bank import Bank
 from pipeline.heads import Head, HeadConfig, suited
@@ -20,10 +16,11 @@ from pipeline.selection import Selection
 from pipeline.standardisation import Standardisation
 from pipeline.targets import Targets
 from pipeline.training import Plan
+from stages import events
 from stages.console import Display, counted, interval_words, number, plain_frames, plain_time, window_words
+from stages.progress import Show
 
 _SHOWN_CLASSES = 30
-_PLAIN_SECONDS = 10.0
 _FEW_UNITS = 10  # resampling fewer says little about others
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -128,63 +125,47 @@ def _parameters(plan: Plan, feature_shape: Sequence[int], outputs: int) -> int:
 class Watch:
     """How far training is, over all seeds and folds."""
 
-    def __init__(self, show: Callable[[int, str], None], epochs: int) -> None:
-        self._show, self._epochs, self._done, self._what = show, epochs, -1, ""
+    def __init__(self, show: Show, trainings: int, epochs: int) -> None:
+        self._show, self._trainings, self._epochs, self._done = show, trainings, epochs, -1
+        self._what, self._fields = "", dict[str, Any]()
 
     def begin(self, fold: str, seed: int) -> None:
         """The next fold begins."""
         self._done += 1
         self._what = f"fold {fold}" + (f", seed {seed}" if seed else "")
-        self._show(self._done * self._epochs, self._what)
+        self._fields = {"fold": fold, "seed": seed}
+        events.tell("training", **self._fields, number=self._done + 1, of=self._trainings, epochs=self._epochs)
+        self._show(self._done * self._epochs, self._what, **self._fields)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch has ended."""
         losses = f"loss {row['train_loss']:.3f}"
         if "validation_loss" in row:
             losses += f", validation {row['validation_loss']:.3f}"
-        self._show(self._done * self._epochs + int(row["epoch"]), f"{self._what}, epoch {row['epoch']}, {losses}")
+        events.tell("epoch", **self._fields, **row)
+        done = self._done * self._epochs + int(row["epoch"])
+        self._show(done, f"{self._what}, epoch {row['epoch']}, {losses}", **self._fields)
 
 
 @contextmanager
 def watch_training(display: Display, trainings: int, epochs: int) -> Iterator[Watch]:
     """Show progress while something trains `trainings` times for at most `epochs` epochs."""
-    with _progress(display, trainings * epochs) as show:
-        yield Watch(show, epochs)
+    with display.steps("training", trainings * epochs) as show:
+        yield Watch(show, trainings, epochs)
 
 
 @contextmanager
 def watch_baselines(display: Display, fits: int) -> Iterator[Callable[[], None]]:
     """Show progress while baselines are fitted."""
-    with _progress(display, fits) as show:
+    with display.steps("baselines", fits) as show:
         done = 0
 
         def advance() -> None:
             nonlocal done
             done += 1
-            show(done, "baselines")
+            show(done)
 
         yield advance
-
-
-@contextmanager
-def _progress(display: Display, total: int) -> Iterator[Callable[[int, str], None]]:
-    if display.quiet:
-        yield lambda done, what: None
-    elif sys.stderr is not None and sys.stderr.isatty():
-        columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda done, what: bar.update(task, completed=done, description=what)
-    else:
-        shown = time.monotonic()
-
-        def show(done: int, what: str) -> None:
-            nonlocal shown
-            if time.monotonic() - shown >= _PLAIN_SECONDS:
-                shown = time.monotonic()
-                print(f"{done / total:.0%} · {what}", file=sys.stderr, flush=True)
-
-        yield show
 
 
 def show_results(
@@ -195,6 +176,8 @@ def show_results(
     `what` was trained, in a word.
     """
     name = results["headline"]
+    told = ("headline", "score", "interval", "best_baseline", "difference", "difference_interval", "metrics", "cost")
+    events.tell("result", run=str(out), **{key: results[key] for key in told})
     display.line()
     unit, units = results["resampled"], results["units"]
     few = ", too few to lean on it" if units < _FEW_UNITS else ""

@@ -18,6 +18,7 @@ from pipeline.pieces import costs
 from pipeline.rows import ReadOptions
 from pipeline.sealing import disk_errors
 from pipeline.worker import Work, loaded_compute
+from stages.banking import Sealed
 from stages.console import Display, counted, row_unit
 
 _LOOKED_FOR = 20  # videos, of all those to do
@@ -35,9 +36,10 @@ def computing(display: Display, cluster: Cluster, precision: str, banked: str | 
     Raises:
         UserError: they are not there, or not of one kind.
     """
-    await_workers(cluster)
-    agreement.check_software(cluster)
-    device, chosen = agreement.agreed_computing(cluster, precision, banked)
+    with display.busy("waiting for workers"):
+        await_workers(cluster)
+        agreement.check_software(cluster)
+        device, chosen = agreement.agreed_computing(cluster, precision, banked)
     where = "on this machine" if cluster.started else f"on {counted(hosts(cluster), 'machine')}, of {cluster.address}"
     dashboard = f" · dashboard {cluster.dashboard}" if cluster.dashboard else ""
     display.field("Cluster", f"{counted(len(names(cluster)), 'worker')} {where}{dashboard}")
@@ -65,7 +67,7 @@ def spread(
         display: what shows how far they are.
         cluster: the cluster, its workers there.
         todo: the videos, of a `pipeline.resuming.Plan`.
-        probed: of them, as `pipeline.videos.probe_videos` gives it.
+        probed: of them, as `pipeline.headers.probe_videos` gives it.
         progress: counts, updated in place.
         out: the bank, an absolute path; it is made where there is none.
         network: what `pipeline.backbone.load_backbone` is given, by name, with absolute paths.
@@ -88,18 +90,28 @@ def spread(
         agreement.check_storage(cluster, out.parent, files)
     device = str(recorded["compute"]["device"])
     work = Work(out, network, options, recorded, device, stall_limit, newer_than=newer_than)
-    compute = agreement.one_answer(cluster, loaded_compute, work)
+    with display.busy("loading the network on the workers"):
+        compute = agreement.one_answer(cluster, loaded_compute, work)
     work = replace(work, recorded=dict(recorded) | {"compute": compute})
     with disk_errors(out):
         banks.create(out, work.recorded)
+    sealed = Sealed(out, todo["id"])
     with display.progress(len(todo), declared, row_unit(recorded["recipe"])) as show:
-        return spreading.spread(
-            todo,
-            costs(probed),
-            work,
-            cluster.client,
-            progress,
-            on_progress=show,
-            on_workers=display.see_workers,
-            on_note=display.line,
-        )
+
+        def watch(done: Progress) -> None:
+            sealed.tell()
+            show(done)
+
+        try:
+            return spreading.spread(
+                todo,
+                costs(probed),
+                work,
+                cluster.client,
+                progress,
+                on_progress=watch,
+                on_workers=display.see_workers,
+                on_note=display.note,
+            )
+        finally:
+            sealed.tell()

@@ -17,11 +17,12 @@ from pipeline import resuming
 from pipeline.backbone import load_backbone
 from pipeline.engine import Progress
 from pipeline.extraction import Encoding, embed, make_encoding, recipe_of
+from pipeline.headers import probe_videos
 from pipeline.pieces import costs
 from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.spreading import WorkerState, spread
-from pipeline.videos import find_videos, probe_videos
+from pipeline.videos import find_videos
 from pipeline.worker import Work
 
 NETWORK = {"name": "squeezenet1_1", "weights": "random", "image_size": 48}

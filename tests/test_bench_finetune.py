@@ -121,7 +121,7 @@ def test_what_cannot_be_measured_is_refused(start: Start, tmp_path: Path) -> Non
     done = bench(start, "--unfreeze", "all")
     assert done.exit_code == 2
     assert "nothing to bank" in done.stderr
-    done = bench(start, "--json", start.bank)
+    done = bench(start, f"--json={start.bank}")
     assert done.exit_code == 2
     assert start.bank.read_bytes() == before
     out = finetuned(start, tmp_path / "tuned", "--epochs", 1)

@@ -234,7 +234,7 @@ def test_a_terminal_sees_a_live_bar_and_a_log_sees_lines(data: Path, out: Path) 
 
 
 def test_progress_lines_for_logs(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.console._PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("stages.progress._PLAIN_SECONDS", 0.0)
     result = extract(data, out)
     assert re.search(r"^\d/6 videos · \d+ frames · \d+ frames/s · .* · 0 failed$", result.stderr, re.MULTILINE)
 

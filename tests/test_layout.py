@@ -25,7 +25,7 @@ OPTIONS = ("options", "head_options", "finetune_options", "predict_options", "re
 ONLY_IN = {  # an outside world -> the files that may know it
     "h5py": {"pipeline/features.py"},
     "av": {"pipeline/frames.py", "pipeline/samples.py", "stages/naive_loop.py"},
-    "click": {"framebank/asking.py", *(f"stages/{name}.py" for name in ("cli", *OPTIONS))},
+    "click": {"framebank/asking.py", *(f"stages/{name}.py" for name in ("cli", "calls", *OPTIONS))},
     "sklearn": {
         "pipeline/bank_map.py",
         "pipeline/baselines.py",
@@ -45,7 +45,8 @@ ONLY_IN = {  # an outside world -> the files that may know it
 }
 PUT_STAGES_IN_A_ROW = {"stages/cli.py", *(f"stages/{name}.py" for name in COMMANDS), "stages/demo.py"}
 SHARED = (
-    *("console", "options", "recipe_options", "predict_options", "head_options"),
+    *("console", "progress", "events", "calls", "banking", "described"),
+    *("options", "recipe_options", "predict_options", "head_options"),
     *("summary", "workers", "training_run", "training_words", "finetune_words"),
     *("comparison", "report_words", "explore_words", "timelines", "export_model_words"),
     *("machine", "bench_parts", "bench_processes", "bench_naive", "bench_words", "naive_loop"),

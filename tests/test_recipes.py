@@ -190,7 +190,7 @@ def test_a_network_by_itself_is_told_by_the_table_of_extract(tmp_path: Path) -> 
     known = {param.name for param in main.commands["predict"].params}
     assert known >= {*OF_RUN, *OF_NETWORK}
     both = {"weights", "csv", "json", "all_files", "image_fps", "allow_partial", "device", "precision", "batch_size"}
-    assert known - {*OF_RUN, *OF_NETWORK} == both | {"quiet", "paths", "recipe"}
+    assert known - {*OF_RUN, *OF_NETWORK} == both | {"quiet", "paths", "recipe", "log_json"}
 
 
 @pytest.mark.parametrize(

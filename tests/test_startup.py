@@ -18,7 +18,8 @@ def test_extraction_starts_without_the_libraries_of_training() -> None:
 
 def test_headers_are_read_without_loading_a_cluster(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"not a film")
-    code = "import sys; from pathlib import Path; from pipeline.videos import find_videos, probe_videos\n"
+    code = "import sys; from pathlib import Path; from pipeline.headers import probe_videos\n"
+    code += "from pipeline.videos import find_videos\n"
     code += (
         "print(*probe_videos(find_videos(Path(sys.argv[1])).table)['problem'], 'distributed' in sys.modules, sep='|')"
     )

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.features import CATALOG, FAILURES
-from pipeline.videos import COLUMNS, RESERVED_COLUMNS, absolute_path, find_videos, label_order, probe_videos
+from pipeline.headers import probe_videos
+from pipeline.videos import COLUMNS, RESERVED_COLUMNS, absolute_path, find_videos, label_order
 from tests.clips import make_clip
 
 
