@@ -48,7 +48,7 @@ help: ## list the commands (what plain `make` does)
 	@printf '\nVariables, as in: make extract DATA=my_videos ARGS="--fps 5"\n'
 	@awk '/^#   [A-Z]+= / { sub(/^# /, ""); print }' Makefile
 
-demo: .venv/.installed ## make a small sample set, bank it, train a head, fine-tune (needs no network, no videos)
+demo: .venv/.installed ## make sample clips, bank them, train a head, fine-tune, write pages (needs no network, no videos)
 	$(BIN)/framebank demo
 
 extract: .venv/.installed ## bank every frame of the videos in DATA=, into OUT=

@@ -212,7 +212,8 @@ def _logistic(
 
 def _ridge(train_x: np.ndarray, target: np.ndarray, groups: np.ndarray, test_x: np.ndarray, seed: int) -> np.ndarray:
     """(n,) values of a ridge regression whose strength has the least squared error on inner folds."""
-    train_x, test_x = _rotated(train_x, test_x)
+    # In float64: features of videos that look alike are too near to each other for solving in float32.
+    train_x, test_x = (part.astype(np.float64) for part in _rotated(train_x, test_x))
 
     def on_fold(fitted: np.ndarray, held_out: np.ndarray) -> Callable[[float], float]:
         def loss(strength: float) -> float:

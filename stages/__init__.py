@@ -19,7 +19,7 @@ bench_extract   make bench   videos                       figures on the termina
 bench_bank                   nothing                      figures on the terminal, or JSON
 bench_heads                  a bank                       figures on the terminal, or JSON
 bench_finetune               videos, a run                figures on the terminal, or JSON
-demo        make demo        nothing                      data/samples/, data/samples.h5, both its runs
+demo        make demo        nothing                      data/samples/, data/samples.h5, both its runs, pages of them
 
 cli             the command `framebank`: one call of a stage per command, exit status out
 options         what the commands can be told: what they share, and extract

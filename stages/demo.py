@@ -1,16 +1,18 @@
-"""The whole walk on clips made here: no network, no data of your own. Puts the stages in a row, as `make` does."""
+"""The whole walk on clips made here, up to pages to look at: no network, no data of your own. Puts the stages in a row,
+as `make` does.
+"""
 
 import sys
 from pathlib import Path
 
 from pipeline.samples import make_samples
-from stages import describe, evaluate, extract, finetune, predict, train_head
+from stages import describe, evaluate, explore, extract, finetune, predict, report, train_head
 from stages.console import Display
 
 
 def run(folder: Path) -> int:
     """Make clips in `folder`/samples, bank them in `folder`/samples.h5, train a head in `folder`/samples-head, use it,
-    and train it further together with the network in `folder`/samples-finetuned.
+    and train it further together with the network in `folder`/samples-finetuned. Write a page of each stage.
 
     Returns:
         the exit status of the first stage that did not end well, else 0.
@@ -51,11 +53,19 @@ def run(folder: Path) -> int:
     display.line("   What comes before them never changes, so it is computed once. (The head leaves little to gain on")
     display.line("   these clips: this shows how it is done.)")
     status = finetune.run(finetune.FinetuneConfig(data=data, out=finetuned, head=head))
+    if status:
+        return status
+    display.line()
+    display.line("8. A page for each of the three: the bank, the head, and the head beside the network tuned with it.")
+    pages = (bank.with_suffix(".html"), head / "report.html", folder / "samples-comparison.html")
+    explore.run(explore.ExploreConfig(bank=bank, out=pages[0]))
+    report.run(report.ReportConfig(runs=(head,), out=pages[1]))
+    report.run(report.ReportConfig(runs=(head, finetuned), out=pages[2]))
     display.line()
     command = sys.argv[0] if Path(sys.argv[0]).name == "framebank" else "framebank"
-    display.line(f"Look at {head / 'confusion.png'} and {head / 'curves.png'}; open the bank with any HDF5 tool")
-    display.line(f"(h5ls -r {bank}), or see what it holds of one video:")
+    display.line(f"Open the bank with any HDF5 tool (h5ls -r {bank}), or see what it holds of one video:")
     display.line(f"  {command} describe {bank} {clip.rsplit('.', 1)[0]}")
-    display.line(f"{finetuned} has a backbone of its own beside the head. Hold it against the head alone:")
-    display.line(f"  {command} compare {head} {finetuned}")
+    display.line("Your own videos go the same way, beginning with:")
+    display.line(f"  {command} extract my_videos --out bank.h5")
+    display.line(f"Open in a browser: {', '.join(map(str, pages))}")
     return status

@@ -219,7 +219,7 @@ def made_first(blocks: list[Block], sandbox: Path) -> Iterator[Path]:
             made = {word for before, word in pairwise(words) if before in ("--out", "-o") and "--dry-run" not in words}
             made |= {"data"} if "demo" in words[:2] else set()  # its clips and banks have names of their own there
             yield from _there(made - seen, sandbox)
-            seen.update(words)
+            seen |= set() if "--dry-run" in words else set(words)  # which would refuse a bank of other settings
 
 
 def _there(names: set[str], sandbox: Path) -> list[Path]:

@@ -216,3 +216,13 @@ def test_few_videos_of_many_classes_bring_no_warning():
     pooled = Pooled(target, np.arange(16).astype(str), features, np.abs(features), features)
     for name in NAMES["class", False]:
         assert fit_and_score(name, "class", False, pooled, pooled, 0, outputs=8).shape == (16, 8)
+
+
+def test_features_that_differ_by_little_in_one_direction_are_no_trouble_for_numbers():
+    """Warnings are errors here. In float32 the equations are as good as singular (of nearly equal videos, say)."""
+    generator = np.random.default_rng(0)
+    along = generator.normal(size=(40, 1))
+    features = (along + 1e-5 * generator.normal(size=(40, 4000))).astype(np.float32)
+    train, test = halves(Pooled(along[:, 0] * 3, np.arange(40).astype(str), mean=features))
+    found = fit_and_score("ridge on mean", "value", False, train, test, 0, outputs=1)
+    assert found[:, 0] == pytest.approx(test.targets, abs=0.2)

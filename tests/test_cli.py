@@ -197,7 +197,15 @@ def test_the_demo_walks_from_clips_to_bank(
     assert (tmp_path / "samples-head" / "confusion.png").exists()
     assert re.search(r"^ +1  features\.12 +197,184 +3e-05$", text, re.MULTILINE), "what is fine-tuned"
     assert re.search(r"^  frozen backbone +\d\.\d{3}\b", text, re.MULTILINE), "what it is held against"
-    assert text.endswith(f"framebank compare {tmp_path / 'samples-head'} {tmp_path / 'samples-finetuned'}\n")
+    *_, last = text.splitlines()
+    assert last.startswith("Open in a browser: ")
+    pages = [Path(page) for page in last.partition(": ")[2].split(", ")]
+    assert [page.relative_to(tmp_path).as_posix() for page in pages] == [
+        "samples.html",
+        "samples-head/report.html",
+        "samples-comparison.html",
+    ]
+    assert all(page.read_text("utf-8").startswith("<!doctype html>") for page in pages)
     weights = (tmp_path / "samples-finetuned" / "backbone.safetensors").stat()
     assert demo.run(tmp_path) == 0  # again: nothing to do
     text = capsys.readouterr().out
