@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import click
@@ -116,7 +117,7 @@ def _typed(keyword: str, value: Any, option: click.Option) -> list[str]:
 
 def _text(value: Any) -> str:
     text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
-    return "./-" if text == "-" else text  # a file of that name: there is no standard input here
+    return str(Path.cwd() / text) if text == "-" else text  # a file of that name: there is no standard input here
 
 
 def several(paths: StrPath | Iterable[StrPath]) -> tuple[StrPath, ...]:

@@ -46,7 +46,7 @@ class Calls(click.Group):
         """`--json` may be followed by a file or not; and mistakes in what follows are told as events too."""
         options = _options(args)
         ctx.meta[__name__] = list(args)
-        return super().parse_args(ctx, [*_json_words(options), *args[len(options) :]])
+        return super().parse_args(ctx, [*json_words(options), *args[len(options) :]])
 
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):  # a terminal without our characters shows them escaped
@@ -137,7 +137,7 @@ def _first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _json_words(words: list[str]) -> list[str]:
+def json_words(words: list[str]) -> list[str]:
     """`--json` with its file, as `--json x.json`, or with `-` for standard output: no other word is taken for one.
 
     So `--json` may stand anywhere, and no video that comes after it is written over.

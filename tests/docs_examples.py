@@ -15,6 +15,7 @@ import click
 from packaging.requirements import Requirement
 
 from pipeline.networks import choose_preset
+from stages.calls import json_words
 from stages.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +43,8 @@ RUNNABLE |= {
     "rm",
 }
 _FENCE = re.compile(
-    r"^(?: *<!-- not run: (?P<reason>.+?) -->\n\n?)?(?P<indent> *)```(?P<language>sh|python)\n(?P<text>.*?)^ *```$",
+    r"^(?: *<!-- not run: (?P<reason>.+?) -->\n\n?)?(?P<indent> *)"
+    r'```(?P<language>sh|python)(?: title="(?P<title>[^"\n]+)")?\n(?P<text>.*?)^ *```$',
     re.MULTILINE | re.DOTALL,
 )
 _STATUS = re.compile(r"\s#\s+exit status (\d+)\b")
@@ -58,6 +60,7 @@ class Block(NamedTuple):
         language: "sh" or "python".
         text: without indentation.
         reason: why it is not run; None if it is.
+        title: the file that it is to be written into; None of one that is run itself.
     """
 
     page: Path
@@ -65,6 +68,7 @@ class Block(NamedTuple):
     language: str
     text: str
     reason: str | None
+    title: str | None
 
 
 class Command(NamedTuple):
@@ -92,7 +96,7 @@ def blocks_of(page: Path) -> list[Block]:
     for match in _FENCE.finditer(text):
         lines = [line.removeprefix(match["indent"]) for line in match["text"].splitlines()]
         first = text.count("\n", 0, match.start("text")) + 1
-        found.append(Block(page, first, match["language"], "\n".join(lines) + "\n", match["reason"]))
+        found.append(Block(page, first, match["language"], "\n".join(lines) + "\n", match["reason"], match["title"]))
     return found
 
 
@@ -172,7 +176,7 @@ def check(words: list[str]) -> None:
         arguments = arguments[arguments.index("stages.cli") + 1 :]
         program = "framebank"
     if program == "framebank":
-        _check_framebank(main, click.Context(main, info_name="framebank"), arguments)
+        _check_framebank(main, click.Context(main, info_name="framebank"), json_words(arguments))
     elif program == "make":
         targets = {word for word in arguments if "=" not in word}
         assert targets <= TARGETS, f"make has no {targets - TARGETS}"

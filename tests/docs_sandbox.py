@@ -198,6 +198,9 @@ def run_page(page: Path, sandbox: Path) -> None:
     names: dict[str, object] = {"__name__": "example"}
     with contextlib.chdir(sandbox):
         for block in blocks:
+            if block.title:
+                Path(block.title).write_text(block.text, "utf-8")
+                continue
             if block.language == "python":
                 exec(compile(block.text, f"{page.name}:{block.line}", "exec"), names)
                 continue

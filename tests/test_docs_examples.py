@@ -18,8 +18,11 @@ RUN = [page for page in WITH_EXAMPLES if any(block.reason is None for block in b
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=name_of)
-def test_examples_parse(page: Path) -> None:
+def test_examples_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for block in blocks_of(page):
+        if block.title:
+            Path(block.title).write_text(block.text, "utf-8")
         if block.language == "python":
             compile(block.text, f"{name_of(page)}:{block.line}", "exec")
             continue
