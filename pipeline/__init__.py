@@ -1,5 +1,6 @@
 """What the data is at each step. Data moves one way, in the order of this map: a file imports only from files above it.
 
+loading        importing without a search for garbage meanwhile
 errors         how framebank says no: to a command, or to one video
 ranks          one training over several processes: what all of them add up, and who writes
 ids            a video's name in the bank: its path below the data root, escaped where need be
@@ -59,6 +60,7 @@ cluster        a Dask cluster: worker processes started here, or one that is joi
 agreement      what every worker has to have in common with the command, found out before work begins
 pieces         which videos go to a worker together, and how they are split
 worker         what a worker process does: loads the network once, embeds pieces, seals its own parts
+worker_start   what a worker process of our own loads as it starts
 spreading      pieces over the workers of a cluster, whatever becomes of the workers
 prefix_bank    what the frozen part of a network gives for every frame, banked at the boundary
 

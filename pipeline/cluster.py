@@ -37,7 +37,7 @@ _JOIN_SECONDS = 30  # for the first worker of a cluster that is there
 _START_SECONDS = 300  # for workers of our own: a cold disk takes long to read torch
 _POLL_SECONDS = 0.1
 _DASHBOARD_PORT = 8787  # or another where that one is taken
-_PRELOAD = "pipeline.worker"  # loads torch and all that reads videos
+_PRELOAD = "pipeline.worker_start"
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _SETTINGS = {
     # Work is one long task on each worker, and what it holds is bounded: a worker that pauses would never go on.

@@ -2,14 +2,12 @@
 and head_options.py. What becomes of a call, its exit status among it, is in calls.py.
 """
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pipeline.loading import loading
 from stages import events
 from stages.bench_commands import bench
 from stages.calls import Calls, everywhere
@@ -45,17 +43,6 @@ from stages.options import (
 )
 from stages.predict_options import PREDICT, by_itself, extraction_of, of_network, of_run
 from stages.recipe_options import RECIPE, SHIPPED, Filled
-
-
-@contextmanager
-def _loading() -> Iterator[None]:
-    """Imports make objects that stay: looking for garbage among them finds none, and is a quarter of the start-up."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()  # nor is any looked for among them later
-        gc.enable()
 
 
 @click.group(
@@ -110,7 +97,7 @@ def extract(**options: Any) -> None:
     becomes a failure in the bank with its reason, the others go on, and the exit status is 3.
     """
     with read_workers(options) as cluster:  # first, so that workers load torch while this process does
-        with _loading():
+        with loading():
             from stages.extract import ExtractConfig, run
 
         status = run(extraction_of(ExtractConfig, options), cluster)
@@ -134,7 +121,7 @@ def train_head(**options: Any) -> None:
     a random part: never a clip of a recording (group) that was trained on. Of several banks the first one's catalog and
     times count.
     """
-    with _loading():
+    with loading():
         from stages.train_head import TrainHeadConfig, run
 
     refuse_idle(options)
@@ -159,7 +146,7 @@ def finetune(**options: Any) -> None:
     """
     from pipeline import ranks
 
-    with _loading():
+    with loading():
         from stages import extract, finetune, finetune_options
 
     first, config = finetune_options.read(extract.ExtractConfig, finetune.FinetuneConfig, options)
@@ -192,7 +179,7 @@ def evaluate(**options: Any) -> None:
     the final head on the videos of another bank that was made alike; what it trained on is left out. Targets come from
     where the run's came, unless you say so.
     """
-    with _loading():
+    with loading():
         from stages.evaluate import EvaluateConfig
         from stages.evaluate import run as stage
 
@@ -218,7 +205,7 @@ def predict(paths: tuple[Path, ...], **options: Any) -> None:
         from stages import classify
 
         raise SystemExit(classify.run(of_network(classify.ClassifyConfig, paths, options)))
-    with _loading():
+    with loading():
         from stages import predict
 
     raise SystemExit(predict.run(of_run(predict.PredictConfig, paths, options)))
