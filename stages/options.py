@@ -247,6 +247,8 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="auto,
 JSON = click.option(
     "--json",
     type=DATA,
+    is_flag=False,
+    flag_value="-",
     metavar="[FILE.json]",
     help="Write it as one JSON document: into a file, else to standard output, and all words to standard error.",
 )
