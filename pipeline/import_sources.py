@@ -125,10 +125,10 @@ def _of_hdf5(
         raise UserError("--split-list is for files; give an HDF5 file its splits by --labels, in a column split.")
     if not data.exists():
         raise UserError(f"{readable(str(data))}: no such file. Give a folder, a manifest, or a file of features.")
-    entries = sorted(other_hdf.entries_in(data, feature), key=lambda entry: natural_key(entry.video_id))
+    entries, notes = other_hdf.entries_in(data, feature)
+    entries.sort(key=lambda entry: natural_key(entry.video_id))
     where = absolute_path(data)
     rows = [new_row(where, "features") | {"id": e.video_id, "below": e.video_id} for e in entries]
-    notes: list[str] = []
     label_rows(rows, "label", "1" if label_from is None else label_from, required=label_from is not None, notes=notes)
     label_rows(rows, "group", group_from, required=True, notes=notes)
     name = entries[0].dataset.rpartition("/")[2] if entries[0].dataset != entries[0].video_id else None

@@ -9,12 +9,10 @@ row i is frame `offset + i * stride` of a video of so many frames per second. Wi
 and its times are NaN.
 """
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -103,35 +101,37 @@ def opened(path: Path, *, dataset: str = "", feature: str | None = None, stem: s
     Raises:
         VideoError: it cannot be read, holds pickled objects, or has no such array.
     """
-    try:
-        if dataset:
-            with other_hdf.opened(path, dataset, BESIDE) as (array, beside):
-                yield Given(array, beside)
-            return
+    with ExitStack() as stack:
         suffix = path.suffix.lower()
-        if suffix == ".npy":
-            given = Given(np.load(path, mmap_mode="r", allow_pickle=False), _beside_file(path, stem))
-        elif suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                given = _chosen({name: arrays[name] for name in arrays.files}, feature)
-        elif suffix in (".pt", ".pth"):
-            given = _chosen(_tensors(path), feature)
-        else:
-            raise VideoError(f"{path.name} is no .npy, .npz or .pt file")
-    except VideoError:
-        raise
-    except FileNotFoundError as error:
-        raise VideoError("the file does not exist") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if any(words in str(error) for words in _OBJECTS):
-            raise VideoError(
-                f"{path.name} holds Python objects, which are not read because that would execute them; "
-                "save a plain array of numbers"
-            ) from error
-        # What NumPy does not know at all it takes for a pickle.
-        why = "it is not what its suffix says" if "allow_pickle" in str(error) else str(error).partition("\n")[0]
-        raise VideoError(f"{path.name} cannot be read: {why}") from error
-    yield given
+        try:
+            if dataset:
+                given = Given(*stack.enter_context(other_hdf.opened(path, dataset, BESIDE)))
+            elif suffix == ".npy":
+                given = Given(np.load(path, mmap_mode="r", allow_pickle=False), _beside_file(path, stem))
+            elif suffix == ".npz":
+                with np.load(path, allow_pickle=False) as arrays:
+                    given = _chosen({name: arrays[name] for name in arrays.files}, feature)
+            elif suffix in (".pt", ".pth"):
+                given = _chosen(_tensors(path), feature)
+            else:
+                raise VideoError(f"{path.name} is no .npy, .npz or .pt file")
+        except VideoError:
+            raise
+        except FileNotFoundError as error:
+            raise VideoError("the file does not exist") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged bytes make the readers raise nearly anything
+            if any(words in str(error) for words in _OBJECTS):
+                raise VideoError(
+                    f"{path.name} holds Python objects, which are not read because that would execute them; "
+                    "save a plain array of numbers"
+                ) from error
+            # What NumPy does not know at all it takes for a pickle.
+            said = str(error).partition("\n")[0]
+            why = "it is not what its suffix says" if "allow_pickle" in said else said or type(error).__name__
+            raise VideoError(f"{path.name} cannot be read: {why}") from error
+        yield given
 
 
 def _beside_file(path: Path, stem: str | None) -> dict[str, np.ndarray]:
@@ -151,24 +151,36 @@ def _beside_file(path: Path, stem: str | None) -> dict[str, np.ndarray]:
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a .pt file by their names; "" names the only one of a file that is one."""
-    import pickle
-
     import torch
 
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # as of `pipeline.checkpoints`; what torch says of it advises to execute the file
         raise VideoError(
-            f"{path.name} is no file of plain tensors ({str(error).splitlines()[0][:100]}); save a tensor, or "
-            "a dict of tensors"
+            f"{path.name} is damaged or holds more than plain tensors, which is not read because that would execute "
+            "it; save a tensor, or a dict of tensors"
         ) from error
-    held = held if isinstance(held, dict) else {"": held}
-    named = {str(name): value for name, value in held.items() if isinstance(value, torch.Tensor | int | float)}
+    every = held if isinstance(held, dict) else {"": held}
+    named = {str(name): value for name, value in every.items() if isinstance(value, torch.Tensor | int | float)}
     if not named:
         raise VideoError(f"{path.name} holds {type(held).__name__} and no tensor; save a tensor, or a dict of tensors")
-    # NumPy has no bfloat16; float32 holds all of its values.
-    tensors = {name: torch.as_tensor(value).detach() for name, value in named.items()}
-    return {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in tensors.items()}
+    return {name: _array(f"{name or 'the tensor'} of {path.name}", value) for name, value in named.items()}
+
+
+def _array(what: str, value: Any) -> np.ndarray:
+    """A tensor or a number as NumPy has it; `what` names it."""
+    import torch
+
+    try:
+        tensor = torch.as_tensor(value).detach().resolve_conj().resolve_neg()
+        # NumPy has no bfloat16; float32 holds all of its values.
+        return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+    except (TypeError, RuntimeError, OverflowError) as error:  # sparse, quantised, of 8 bits, without data
+        raise VideoError(
+            f"{what} is no array for NumPy ({str(error).splitlines()[0][:100]}); save it dense, as float32"
+        ) from error
 
 
 def _chosen(arrays: Mapping[str, np.ndarray], feature: str | None) -> Given:
@@ -194,7 +206,7 @@ def checked_rows(array: Any, layout: str, features: int, what: str) -> int:
     Raises:
         VideoError: it has another shape, or holds no real numbers.
     """
-    shape = tuple(array.shape)
+    shape = tuple(array.shape or ())  # an empty dataspace of HDF5 has none
     wanted = "T×D" if layout == "td" else "D×T"
     if len(shape) != 2:
         raise VideoError(f"{what} has shape {shape_words(shape)}; it takes two axes, {wanted}, D = {features}")
@@ -203,6 +215,8 @@ def checked_rows(array: Any, layout: str, features: int, what: str) -> int:
     if np.dtype(array.dtype).kind not in "fiub":
         raise VideoError(f"{what} holds {array.dtype}, no real numbers")
     rows = shape[LAYOUTS.index(layout)]
+    if features == 0:
+        raise VideoError(f"{what} has shape {shape_words(shape)}, no feature")
     if rows == 0:
         raise VideoError(f"{what} has shape {shape_words(shape)}, no row")
     return rows
@@ -243,24 +257,45 @@ def times_of(beside: Mapping[str, np.ndarray], rows: int, counting: Counting, fp
         VideoError: what lies beside has another length, decreases, or is no number.
     """
     own = {name: _plain(name, array, rows) for name, array in beside.items()}
+    for name in ("fps", "duration", "start_time"):
+        value = float(own.get(name, nan))
+        if abs(value) == inf or (name != "start_time" and value < 0):
+            raise VideoError(f"{name} is {value:g}; it takes a number, or NaN where nobody knows it")
     rate = next((r for r in (fps, float(own.get("fps", nan)), counting.fps or nan) if isfinite(r) and r > 0), 0.0)
-    frames = own.get("frame_index", counting.offset + counting.stride * np.arange(rows))
+    frames = _frame_numbers(own["frame_index"]) if "frame_index" in own else _counted(rows, counting)
     if not (np.diff(frames) > 0).all():
         raise VideoError(f"frame_index does not increase at row {int(np.argmin(np.diff(frames) > 0)) + 1}")
     if "timestamps" in own:
-        seconds = own["timestamps"]
+        seconds = own["timestamps"].astype(np.float64)
     elif "timestamps_ms" in own:
-        seconds = own["timestamps_ms"] / 1000
+        seconds = own["timestamps_ms"].astype(np.float64) / 1000
     else:
         seconds = frames / rate if rate else np.full(rows, nan)
     if not np.isnan(seconds).all() and not (np.isfinite(seconds).all() and (np.diff(seconds) >= 0).all()):
-        row = int(np.argmin(np.diff(seconds) >= 0)) + 1
+        # Of one row that is infinite there is no row before it.
+        row = int(np.argmin([bool(np.isfinite(seconds[0])), *(np.diff(seconds) >= 0)]))
+        before = f"{seconds[row - 1]:g} s, then " if row else ""
         raise VideoError(
-            f"its own times decrease or are missing at row {row} ({seconds[row - 1]:g} s, then "
-            f"{seconds[row]:g} s); mend them, or take them away and give --fps"
+            f"its own times decrease or are missing at row {row} ({before}{seconds[row]:g} s); mend them, or take them "
+            "away and give --fps"
         )
     about = (float(own.get(name, nan)) for name in ("duration", "start_time"))
-    return Times(seconds.astype(np.float64), frames.astype(np.int64), rate, *about)
+    return Times(seconds, frames, rate, *about)
+
+
+def _counted(rows: int, counting: Counting) -> np.ndarray:
+    return counting.offset + counting.stride * np.arange(rows, dtype=np.int64)
+
+
+def _frame_numbers(array: np.ndarray) -> np.ndarray:
+    """Numbers of frames of any type -> int64. Unsigned ones would wrap round where they decrease."""
+    with np.errstate(invalid="ignore"):
+        frames = array.astype(np.int64)
+    wrong = (frames != array) | (frames < 0)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise VideoError(f"frame_index has {array[row]:g} at row {row}; it takes whole numbers from 0")
+    return frames
 
 
 def _plain(name: str, array: np.ndarray, rows: int) -> np.ndarray:

@@ -28,8 +28,9 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
 
 
-def entries_in(path: Path, feature: str | None) -> list[Entry]:
-    """What a file holds.
+def entries_in(path: Path, feature: str | None) -> tuple[list[Entry], list[str]]:
+    """What a file holds, and lines worth telling. What a link leads nowhere from is an entry too, without a shape, that
+    will fail when it is read.
 
     Args:
         path: the file.
@@ -46,14 +47,21 @@ def entries_in(path: Path, feature: str | None) -> list[Entry]:
                 raise UserError(
                     f"{name} is a framebank bank already; `framebank merge` and `framebank describe` read it."
                 )
-            found = [(dataset.name.strip("/"), tuple(dataset.shape)) for dataset in _datasets(file)]
+            found = dict(_datasets(file, "", ()))
     except OSError as error:
         raise UserError(f"{name} cannot be read as HDF5 ({error}).") from error
-    wanted = feature or (C3D if any(_leaf(dataset) == C3D for dataset, _ in found) else None)
+    notes = []
+    wanted = feature or (C3D if any(_leaf(dataset) == C3D for dataset in found) else None)
     if wanted is not None:
-        entries = [Entry(d.rpartition("/")[0], d, shape) for d, shape in found if _leaf(d) == wanted and "/" in d]
+        entries = [Entry(d.rpartition("/")[0], d, shape or ()) for d, shape in found.items() if _is_named(d, wanted)]
+        groups = {entry.video_id for entry in entries}
+        others = [d for d in found if not _is_named(d, wanted) and d.rpartition("/")[0] not in groups]
+        entries += [Entry(d, f"{d}/{wanted}", ()) for d in others if found[d] is None]
+        others = [d for d in others if found[d] is not None]
+        if entries and others:
+            notes.append(f"datasets without a {wanted} beside them, left out: {len(others)}, e.g. {others[0]}")
     else:
-        entries = [Entry(dataset, dataset, shape) for dataset, shape in found]
+        entries = [Entry(dataset, dataset, shape or ()) for dataset, shape in found.items()]
         leaves = sorted({_leaf(entry.dataset) for entry in entries if "/" in entry.dataset})
         if len(leaves) < sum("/" in entry.dataset for entry in entries):
             shown = ", ".join(leaves[:_SHOWN]) + ", …" * (len(leaves) > _SHOWN)
@@ -63,20 +71,35 @@ def entries_in(path: Path, feature: str | None) -> list[Entry]:
     if not entries:
         what = f"no dataset {wanted} in any group" if wanted else "no dataset"
         raise UserError(f"{name} has {what}. It takes one dataset per video: /ID, or /ID/NAME with --feature NAME.")
-    return [entry._replace(video_id=escape(entry.video_id, given=True)) for entry in entries]
+    entries = [entry._replace(video_id=escape(entry.video_id, given=True)) for entry in entries]
+    first: dict[str, str] = {}
+    for entry in entries:
+        if (other := first.setdefault(entry.video_id, entry.dataset)) != entry.dataset:
+            both = f"{ascii(other)} and {ascii(entry.dataset)}"
+            raise UserError(f"{name}: {both} would both be the video {entry.video_id!r}; rename one of them.")
+    return entries, notes
 
 
 def _leaf(dataset: str) -> str:
     return dataset.rpartition("/")[2]
 
 
-def _datasets(group: Any) -> Iterator[Any]:
-    """All datasets in and below a group, in the order of their names."""
-    for item in group.values():
-        if hasattr(item, "shape"):
-            yield item
-        elif hasattr(item, "values"):
-            yield from _datasets(item)
+def _is_named(dataset: str, wanted: str) -> bool:
+    return "/" in dataset and _leaf(dataset) == wanted
+
+
+def _datasets(group: Any, path: str, above: tuple[Any, ...]) -> Iterator[tuple[str, tuple[int, ...] | None]]:
+    """Path and shape of all datasets in and below a group, in the order of their names; None of a link that leads
+    nowhere. Paths are those that lead there from this file: a dataset in another file has a name of its own. A link
+    back to a group `above` leads to nothing new."""
+    for name in group:
+        item, place = group.get(name), f"{path}{name}"
+        if item is None:
+            yield place, None
+        elif hasattr(item, "shape"):
+            yield place, tuple(item.shape or ())  # an empty dataspace has none
+        elif hasattr(item, "values") and item not in above and item != group:
+            yield from _datasets(item, f"{place}/", (*above, group))
 
 
 @contextmanager
