@@ -88,7 +88,7 @@ def asked(
         words += _typed(keyword, value, known[keyword])
     if not progress and any(param.name == "quiet" for param in command.params):
         words.append("--quiet")
-    words += ["--", *(_text(argument) for argument in arguments)]
+    words += ["--", *(file_named(argument) for argument in arguments)]
     try:
         with (
             click.Context(main, info_name="framebank") as parent,
@@ -116,8 +116,13 @@ def _typed(keyword: str, value: Any, option: click.Option) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
-    return str(Path.cwd() / text) if text == "-" else text  # a file of that name: there is no standard input here
+    return str(os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
+def file_named(path: StrPath) -> str:
+    """A path as it is typed, but for `-`: there is no standard input here, so that is a file of that name."""
+    text = _text(path)
+    return str(Path.cwd() / text) if text == "-" else text
 
 
 def several(paths: StrPath | Iterable[StrPath]) -> tuple[StrPath, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from framebank.asking import StrPath, asked, several, unchanged, with_keywords
+from framebank.asking import StrPath, asked, file_named, several, unchanged, with_keywords
 from framebank.predict_options import PredictOptions
 from pipeline import bundles
 from pipeline.alike import bank_with, encoding_alike, load_alike
@@ -133,14 +133,15 @@ class Predictor:
                 `frames` has no times and nothing is smoothed. Files have times of their own.
 
         Raises:
-            UserError: it cannot be read (the reason), it is several videos, or features of another shape or not finite.
+            UserError: it cannot be read (the reason), it is several videos, features of another shape or that are no
+                finite numbers, or times that decrease.
             KeyboardInterrupt: it was interrupted.
         """
         if not isinstance(video, str | os.PathLike):
             return self._of_features(video, seconds)
         if seconds is not None:
             raise TypeError("seconds are of features; a file has times of its own")
-        found, _ = find_all([Path(video)], all_files=self._given["all_files"])
+        found, _ = find_all([Path(file_named(video))], all_files=self._given["all_files"])
         if len(found) != 1:
             raise UserError(f"{os.fspath(video)} holds {len(found)} videos; give one, or all of them to predict_all.")
         said = self._of_files(found)
@@ -161,7 +162,10 @@ class Predictor:
             UserError: there is no video, or the backbone is not the one that the head was trained on.
             KeyboardInterrupt: it was interrupted.
         """
-        found, notes = find_all([Path(each) for each in several(videos)], all_files=self._given["all_files"])
+        paths = [Path(file_named(each)) for each in several(videos)]
+        if not paths:
+            raise UserError("There is no video to predict; give files, folders or manifests.")
+        found, notes = find_all(paths, all_files=self._given["all_files"])
         return self._of_files(found, notes)
 
     def _encodings(self) -> tuple[dict[str, "Encoding"], tuple[str, ...]]:
@@ -220,11 +224,11 @@ class Predictor:
             raise UserError(
                 f"{self.run} has {len(self.feature_shapes)} heads, and features for {len(given)} were given."
             )
-        sequences, rows = [], len(given[0])
-        times = np.full(rows, np.nan) if seconds is None else np.asarray(seconds, np.float64)
-        for each, shape in zip(given, self.feature_shapes, strict=True):
-            tensor = torch.as_tensor(each).detach().to("cpu", torch.float32)
-            if tuple(tensor.shape[1:]) != shape or not len(tensor):
+        tensors = [_plain_tensor(each) for each in given]
+        sequences, rows = [], len(tensors[0]) if tensors[0].ndim else 0
+        times = np.full(rows, np.nan) if seconds is None else _plain_times(seconds)
+        for tensor, shape in zip(tensors, self.feature_shapes, strict=True):
+            if not tensor.ndim or tuple(tensor.shape[1:]) != shape or not len(tensor):
                 wanted = ", ".join(map(str, shape))
                 raise UserError(f"Features are {tuple(tensor.shape)}, and the head of {self.run} reads (T, {wanted}).")
             if len(tensor) != len(times):
@@ -275,6 +279,33 @@ def predict(
         KeyboardInterrupt: it was interrupted.
     """
     return load_bundle(run, progress=progress, **options).predict_all(videos)
+
+
+def _plain_tensor(features: Features) -> torch.Tensor:
+    """A copy in float32 on the CPU. UserError: it holds no real numbers."""
+    if isinstance(features, torch.Tensor):
+        if features.is_complex():
+            raise UserError(f"Features are {features.dtype}; give real numbers.")
+        return features.detach().to("cpu", torch.float32)
+    array = np.asarray(features)
+    if array.dtype.kind not in "fiub":
+        raise UserError(f"Features are {array.dtype}; give real numbers.")
+    # Of any order, also of bytes, which torch does not take.
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.array(array, np.float32, order="C"))
+
+
+def _plain_times(seconds: np.ndarray) -> np.ndarray:
+    """(T,) float64. UserError: they are not one for each row, decrease, or are missing in part."""
+    try:
+        times = np.asarray(seconds, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The seconds are no numbers ({error}).") from None
+    if times.ndim != 1:
+        raise UserError(f"The seconds are {times.shape}; give one number for each row, (T,).")
+    if not (np.isnan(times).all() or (np.isfinite(times).all() and (np.diff(times) >= 0).all())):
+        raise UserError("The seconds decrease or are missing in part; give rising ones, or none at all.")
+    return times
 
 
 def _each(made: Made) -> tuple[Prediction, ...]:

@@ -18,7 +18,7 @@ import pandas as pd
 from pipeline.bank import Bank, sync
 from pipeline.errors import UserError
 from pipeline.features import CATALOG
-from pipeline.imported import TIMES_SUFFIX
+from pipeline.sources import TIMES_SUFFIX
 
 MANIFEST = "manifest.csv"
 
@@ -66,7 +66,7 @@ def keep_or_write(path: Path, write: Callable[[Path], None]) -> bool:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}")
+    temporary = path.with_name(f".framebank.{os.getpid()}")  # whatever the file is called, this is not too long
     try:
         write(temporary)
         if path.exists():

@@ -36,9 +36,11 @@ def write(bank: Bank, out: Path, on_video: Callable[[int], None]) -> bool:
         OSError: the disk is full.
     """
     for video in bank:
-        parent, _, name = video.rpartition("/")
-        if name in {C3D, *BESIDE} and parent in bank:
-            raise UserError(f"The id {video!r} is also the name of a dataset of {parent!r}; remove one of them.")
+        parts = video.split("/")
+        for place in range(1, len(parts)):
+            parent = "/".join(parts[:place])
+            if parts[place] in {C3D, *BESIDE} and parent in bank:
+                raise UserError(f"The id {video!r} takes the name of a dataset of {parent!r}; remove one of them.")
 
     def fill(path: Path) -> None:
         with hdf5.Output(path, in_memory=False) as output:

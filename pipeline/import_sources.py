@@ -25,8 +25,9 @@ from pipeline import other_hdf
 from pipeline.errors import UserError, VideoError
 from pipeline.features import records
 from pipeline.ids import natural_key, readable
-from pipeline.imported import HDF5_SUFFIXES, LAYOUTS, SUFFIXES, TIMES_SUFFIX, Given, opened, shape_words
+from pipeline.imported import HDF5_SUFFIXES, LAYOUTS, SUFFIXES, Given, opened, shape_words
 from pipeline.segments import ids_meant
+from pipeline.sources import TIMES_OF_STEM, TIMES_SUFFIX
 from pipeline.tables import column_of, read_table
 from pipeline.videos import (
     COLUMNS,
@@ -40,7 +41,6 @@ from pipeline.videos import (
 )
 
 FORMATS = ("arrays", "video_features", "hdf5")
-_META = ("timestamps_ms", "fps")  # what video_features writes beside the features
 _LABELS = ("label", "split", "group")
 
 
@@ -177,7 +177,9 @@ def _of_video_features(names: Sequence[str], feature: str | None) -> str | None:
     Raises:
         UserError: it holds several features, or not those that were asked for.
     """
-    stems = {name.removesuffix(f"_{meta}.npy") for name in names for meta in _META if name.endswith(f"_{meta}.npy")}
+    stems = {
+        name.removesuffix(f"_{meta}.npy") for name in names for meta in TIMES_OF_STEM if name.endswith(f"_{meta}.npy")
+    }
     if feature is not None:
         return feature if any(name.endswith(f"_{feature}.npy") for name in names) else None
     if not any(name.endswith("_timestamps_ms.npy") for name in names):
@@ -186,7 +188,7 @@ def _of_video_features(names: Sequence[str], feature: str | None) -> str | None:
     for name in names:
         parts = name.removesuffix(".npy").split("_")
         ends = ("_".join(parts[place:]) for place in range(1, len(parts)) if "_".join(parts[:place]) in stems)
-        features.update(end for end in list(ends)[-1:] if end not in _META)
+        features.update(end for end in list(ends)[-1:] if end not in TIMES_OF_STEM)
     if len(features) != 1:
         shown = ", ".join(f"{name} ({count} files)" for name, count in features.most_common())
         raise UserError(f"This folder of video_features holds {shown or 'no features'}; say which: --feature NAME.")

@@ -20,12 +20,12 @@ import numpy as np
 
 from pipeline import other_hdf
 from pipeline.errors import VideoError
+from pipeline.sources import TIMES_OF_STEM, TIMES_SUFFIX
 
 IMPORTED = "imported"  # the backbone of a bank whose features come from elsewhere
 VERSION = 1  # of how files are read and times are counted
 SUFFIXES = frozenset((".npy", ".npz", ".pt", ".pth"))
 HDF5_SUFFIXES = frozenset((".h5", ".hdf5", ".hdf", ".he5"))
-TIMES_SUFFIX = ".times.npz"
 # What may lie beside the features of a video, and its shape: (T,) or one number.
 BESIDE = {"timestamps": 1, "timestamps_ms": 1, "frame_index": 1, "fps": 0, "duration": 0, "start_time": 0}
 LAYOUTS = ("td", "dt")
@@ -142,7 +142,7 @@ def _beside_file(path: Path, stem: str | None) -> dict[str, np.ndarray]:
         with np.load(times, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files if name in BESIDE}
     if stem is not None:
-        for name in ("timestamps_ms", "fps"):
+        for name in TIMES_OF_STEM:
             beside = path.with_name(f"{stem}_{name}.npy")
             if beside.exists():
                 found[name] = np.load(beside, allow_pickle=False)

@@ -75,7 +75,7 @@ def entries_in(path: Path, feature: str | None) -> tuple[list[Entry], list[str]]
     first: dict[str, str] = {}
     for entry in entries:
         if (other := first.setdefault(entry.video_id, entry.dataset)) != entry.dataset:
-            both = f"{ascii(other)} and {ascii(entry.dataset)}"
+            both = f"{other!a} and {entry.dataset!a}"
             raise UserError(f"{name}: {both} would both be the video {entry.video_id!r}; rename one of them.")
     return entries, notes
 

@@ -1,7 +1,8 @@
 """Is a source still what was banked? Size and modification time first, and where they differ a digest of the content.
 
 Copying a data set changes the times and nothing else, and must not cost a night of extraction; an edited file must not
-keep its old embeddings.
+keep its old embeddings. Of features that another program made, the times that lie beside them in files of their own
+count as well.
 """
 
 import hashlib
@@ -13,6 +14,9 @@ from pathlib import Path
 
 from pipeline.errors import VideoError
 from pipeline.image_folders import list_images
+
+TIMES_SUFFIX = ".times.npz"  # x.times.npz has the times of x.npy
+TIMES_OF_STEM = ("timestamps_ms", "fps")  # STEM_timestamps_ms.npy those of STEM_rgb.npy, as video_features leaves them
 
 
 def source_text(path: str) -> str:
@@ -26,11 +30,24 @@ def source_path(text: str) -> str:
 
 
 def _files(path: str, kind: str) -> Iterable[str]:
+    if kind == "features" and path.lower().endswith(".npy"):
+        return [path, *filter(os.path.exists, _beside(path))]
     return list_images(path) if kind == "images" else [path]
 
 
+def _beside(path: str) -> Iterable[str]:
+    """Where the times of features may lie; how much of a name is the stem, only its writer knows."""
+    whole = path[: -len(".npy")]
+    yield whole + TIMES_SUFFIX
+    folder, _, name = whole.rpartition("/")
+    parts = name.split("_")
+    for count in range(1, len(parts)):
+        stem = "_".join(parts[:count])
+        yield from (f"{folder}/{stem}_{what}.npy" for what in TIMES_OF_STEM)
+
+
 def source_state(path: str, kind: str) -> tuple[int, int]:
-    """Size in bytes and modification time in ns; of a folder of images the sum and the latest; (-1, -1) if gone."""
+    """Size in bytes and modification time in ns; of several files the sum and the latest; (-1, -1) if gone."""
     try:
         states = [os.stat(file) for file in _files(path, kind)]  # noqa: PTH116 - of 100,000 files, a Path takes as long
     except (OSError, VideoError):
@@ -46,7 +63,8 @@ def _digest(path: Path, size: int, mtime: int) -> str:
 
 
 def source_digest(path: str, kind: str) -> str:
-    """sha256 of a video file, or of one of features; of a folder of images, over their names and digests in order.
+    """sha256 of a video file, or of one of features; of a folder of images, and of features with times beside them,
+    over their names and digests in order.
 
     Raises:
         OSError: a file cannot be read.
@@ -55,6 +73,6 @@ def source_digest(path: str, kind: str) -> str:
     for file in map(Path, _files(path, kind)):
         state = file.stat()
         digests.append((source_text(file.name), _digest(file, state.st_size, state.st_mtime_ns)))
-    if kind != "images":
+    if kind != "images" and len(digests) == 1:
         return digests[0][1]
     return hashlib.sha256("\0".join(f"{name}\0{digest}" for name, digest in digests).encode()).hexdigest()

@@ -205,6 +205,22 @@ def test_features_are_predicted_as_their_video_is(place: Path, predictor: frameb
         predictor.predict(np.full((3, 512), np.nan))
     with pytest.raises(framebank.UserError, match="1 heads, and features for 2"):
         predictor.predict([bank[video], bank[video]])
+    rows = bank[video].astype(np.float32)
+    said = predictor.predict(rows)
+    for features in (rows.astype(">f4"), rows[::-1].copy()[::-1], np.asfortranarray(rows)):
+        assert predictor.predict(features).probabilities == said.probabilities
+    for features, words in (
+        (rows + 1j, "complex64"),
+        (torch.from_numpy(rows + 1j), "complex64"),
+        (np.array(1.0), "()"),
+    ):
+        with pytest.raises(framebank.UserError, match=words):
+            predictor.predict(features)
+    for seconds in (np.arange(len(rows))[::-1], np.r_[np.nan, np.arange(len(rows) - 1.0)], ["x"] * len(rows)):
+        with pytest.raises(framebank.UserError, match="The seconds"):
+            predictor.predict(rows, seconds=seconds)
+    with pytest.raises(framebank.UserError, match="no video to predict"):
+        predictor.predict_all([])
 
 
 def test_several_threads_may_ask(place: Path) -> None:

@@ -61,6 +61,7 @@ def test_values_come_out_as_if_they_were_typed() -> None:
         parsed("extract", "-", label_from=-1, crop=(0, 0, 8, 8), split_list=Path("x"), flow=None)["label_from"] == "-1"
     )
     assert parsed("extract", "-")["data"] == (Path.cwd() / "-",), "a file of that name, not standard input"
+    assert parsed("train-head", "b.h5", background="-")["background"] == "-", "no path"
     assert parsed("finetune", "x", no_prefix_bank=True)["prefix"] is False
     assert parsed("finetune", "x", no_prefix_bank=False)["prefix"] is True
 

@@ -250,10 +250,20 @@ def test_names_of_files_lead_back_to_ids() -> None:
     assert len({flat_name(video) for video in ids}) == len(ids)
 
 
-def test_an_id_like_a_dataset_is_refused(tmp_path: Path) -> None:
-    videos = in_order(1)
-    rows = next(iter(videos.values()))
-    bank_of(tmp_path / "bank.h5", {"a": rows, "a/c3d_features": rows})
+@pytest.mark.parametrize("video", ["a/c3d_features", "a/fps/b"])
+def test_an_id_like_a_dataset_is_refused(tmp_path: Path, video: str) -> None:
+    rows = next(iter(in_order(1).values()))
+    bank_of(tmp_path / "bank.h5", {"a": rows, video: rows})
     result = framebank("export", tmp_path / "bank.h5", "--to", "c3d", "--out", tmp_path / "c3d.hdf5")
     assert result.exit_code == 2
-    assert "'a/c3d_features' is also the name of a dataset of 'a'" in result.stderr
+    assert f"'{video}' takes the name of a dataset of 'a'" in result.stderr
+
+
+def test_ids_may_be_as_long_as_names_of_files(tmp_path: Path) -> None:
+    video = "\u65e5" * 80  # 240 bytes
+    bank_of(tmp_path / "bank.h5", {video: next(iter(in_order(1).values()))})
+    assert framebank("export", tmp_path / "bank.h5", "--to", "npy", "--out", tmp_path / "npy").exit_code == 0
+    assert sorted(each.name for each in (tmp_path / "npy" / "features").iterdir()) == [
+        f"{video}.npy",
+        f"{video}.times.npz",
+    ]
