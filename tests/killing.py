@@ -20,10 +20,14 @@ from stages import cli, extract
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 {setup}
 for line in sys.stdin:
+    asked = json.loads(line)
+    if isinstance(asked, int):
+        print(os.waitpid(asked, 0)[1], flush=True)
+        continue
     child = os.fork()
     if child == 0:
         os.close(0)
-        words, says = json.loads(line)
+        words, says = asked
         if says:
             os.dup2(os.open(says, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         os.dup2(2, 1)
@@ -36,12 +40,11 @@ for line in sys.stdin:
             traceback.print_exc()
             os._exit(99)
     print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
 class Runs:
-    """Calls of the command, one at a time, each in a process of its own; `setup` is code that runs before the first."""
+    """Calls of the command, each in a process of its own; `setup` is code that runs before the first."""
 
     def __init__(self, setup: str = "") -> None:
         self._driver = subprocess.Popen(
@@ -51,25 +54,29 @@ class Runs:
             text=True,
             cwd=REPOSITORY,
         )
+        self._latest = 0
 
     def start(self, *words: object, says: Path | None = None) -> int:
         """Begin a call (of absolute paths: it runs in the repository); the id of its process.
 
         says: the file that gets what it writes to stdout and stderr; ours get it otherwise.
         """
-        asked = [str(word) for word in words], None if says is None else str(says)
-        print(json.dumps(asked), file=self._pipe(self._driver.stdin), flush=True)
-        return int(self._pipe(self._driver.stdout).readline())
+        self._latest = self._answer([[str(word) for word in words], None if says is None else str(says)])
+        return self._latest
 
-    def status(self) -> int:
-        """Wait for the call: its exit status, or minus the signal that killed it."""
-        return os.waitstatus_to_exitcode(int(self._pipe(self._driver.stdout).readline()))
+    def status(self, process: int | None = None) -> int:
+        """Wait for a call, the latest if none is named: its exit status, or minus the signal that killed it."""
+        return os.waitstatus_to_exitcode(self._answer(process or self._latest))
 
     def close(self) -> None:
         """End the driver."""
         self._pipe(self._driver.stdin).close()
         assert self._driver.wait(30) == 0
         self._pipe(self._driver.stdout).close()
+
+    def _answer(self, asked: object) -> int:
+        print(json.dumps(asked), file=self._pipe(self._driver.stdin), flush=True)
+        return int(self._pipe(self._driver.stdout).readline())
 
     @staticmethod
     def _pipe(stream: IO[str] | None) -> IO[str]:

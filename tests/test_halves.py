@@ -86,7 +86,7 @@ def check_gradients(halves: Halves, names: tuple[str, ...], batch: Tensor) -> No
 def test_halves_make_the_whole_from_the_first_block_to_the_last(name: str) -> None:
     backbone = small(name)
     blocks = blocks_of(backbone)
-    for block in blocks[:: max(1, len(blocks) // 3)]:
+    for block in blocks[:: len(blocks) // 2]:
         check(backbone, (block,))
     last = read_unfreezing("2", backbone, batch_norm=True).names
     check_gradients(check(backbone, last), last, images(backbone))
@@ -136,7 +136,7 @@ def test_there_is_no_prefix_without_weights(name: str, names: tuple[str, ...]) -
     assert halves.frozen == {}
 
 
-@pytest.mark.parametrize("layer", ["features.5", "features.5:mean", "flatten"])
+@pytest.mark.parametrize("layer", ["features.5", pytest.param("features.5:mean", marks=pytest.mark.slow), "flatten"])
 def test_maps_with_channels_last_are_turned_back(layer: str) -> None:
     backbone = small("swin_t", layer)
     halves = check(backbone, ("features.5.5",))
@@ -151,9 +151,14 @@ def test_tokens_are_turned_back() -> None:
     assert halves.prefix is not None
     assert (halves.prefix.layer, halves.prefix.feature_shape) == ("encoder.layers.encoder_layer_10.add_1", (768, 50, 1))
     check_gradients(halves, ("encoder.layers.encoder_layer_11",), images(backbone))
-    patches = check(backbone, ("class_token",)).prefix
+    patches = split(backbone, ("class_token",)).prefix
     assert patches is not None
     assert (patches.layer, patches.feature_shape) == ("permute", (768, 49, 1))
+
+
+@pytest.mark.slow
+def test_patches_make_the_whole() -> None:
+    check(small("vit_b_32"), ("class_token",))
 
 
 def test_what_is_kept_is_a_checkpoint_of_the_layer_with_the_prefix_as_loaded(tmp_path: Path) -> None:

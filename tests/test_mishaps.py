@@ -203,7 +203,8 @@ def test_a_checkpoint_that_holds_itself(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path) -> None:
-    bank, runs = bank_of(tmp_path / "bank.h5", in_order(12)), Runs()
+    bank = bank_of(tmp_path / "bank.h5", in_order(12))
+    runs = Runs("import sklearn.linear_model, matplotlib.pyplot; from stages import train_head")
     for number in (signal.SIGINT, signal.SIGTERM):
         out, says = tmp_path / number.name, tmp_path / f"{number.name}.txt"
         asked = ("train-head", bank, "--out", out, "--device", "cpu", "-q", "--epochs", 100_000)

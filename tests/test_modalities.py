@@ -119,14 +119,20 @@ def test_new_videos_from_their_files_and_from_their_banks(folder: Path, tmp_path
     files = framebank("predict", folder / "run", folder / "new", "--csv", tmp_path / "files.csv")
     assert files.exit_code == 0, files.output
     banked = framebank(
-        "predict", folder / "run", *given(folder / "banked"), "--csv", tmp_path / "banked.csv", "--json", tmp_path / "j"
+        "predict",
+        folder / "run",
+        *given(folder / "banked"),
+        "--csv",
+        tmp_path / "banked.csv",
+        "--json",
+        tmp_path / "j.json",
     )
     assert banked.exit_code == 0, banked.output
     assert "slow.h5 is read at the times of" in " ".join(banked.output.split())
     first, second = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("files", "banked"))
     assert list(first["id"]) == ["late", "plain"]
     pd.testing.assert_frame_equal(first, second, atol=1e-6)
-    written = json.loads((tmp_path / "j").read_text())["videos"]
+    written = json.loads((tmp_path / "j.json").read_text())["videos"]
     assert [each["path"] for each in written] == [str(folder / "new" / name) for name in ("late.mkv", "plain.mp4")]
     shown = framebank("predict", folder / "run", *given(folder / "banked"), "--timeline", tmp_path / "t.json")
     assert shown.exit_code == 0, shown.output

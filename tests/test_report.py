@@ -117,8 +117,20 @@ def test_what_the_page_of_classes_shows(folder: Path, browser: Any) -> None:
     assert (folder / "classes" / "report.html").stat().st_size < 10e6
 
 
-@pytest.mark.parametrize("name", ["classes", "tags", "age", "frames"])
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"),
+    [
+        ("classes", 1280, "light"),
+        ("classes", 400, "dark"),
+        ("tags", 400, "dark"),
+        ("age", 1280, "light"),
+        ("frames", 400, "dark"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("tags", 1280, "light"), ("age", 400, "dark"), ("frames", 1280, "light"))
+        ),
+    ],
+)
 def test_every_task_is_drawn_and_accessible(name: str, width: int, scheme: str, folder: Path, browser: Any) -> None:
     with opened(browser, folder / name / "report.html", width=width, scheme=scheme) as page:
         buttons = page.locator(".matrix button")

@@ -202,7 +202,7 @@ def driver() -> Iterator[Runs]:
 
 def test_a_terminated_extraction_is_130_and_an_event(driver: Runs, tmp_path: Path) -> None:
     for clip in range(40):
-        make_clip(tmp_path / "data" / f"clip{clip:02}.mp4", frames=60, size=(160, 120))
+        make_clip(tmp_path / "data" / f"clip{clip:02}.mp4", frames=40)
     out, says = tmp_path / "bank.h5", tmp_path / "says.jsonl"
     asked = ("extract", tmp_path / "data", "--out", out, *SETTINGS, "--quiet", "--log-json")
     process = driver.start(*asked, says=says)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +29,23 @@ def asked(data: Path, out: Path) -> tuple[object, ...]:
     return ("extract", data, "--out", out, *SETTINGS, *CALL)
 
 
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 clips in four classes, to be read alone: seconds of work, of which there is news after a quarter of one."""
+    folder = tmp_path_factory.mktemp("forty")
+    for number in range(40):
+        make_clip(folder / f"class{number % 4}" / f"clip{number:02}.mp4", frames=20 + number // 2, size=(128, 96))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    """Calls in processes of their own."""
+    made = Runs()
+    yield made
+    made.close()
+
+
 def same_banks(one: Path, other: Path) -> None:
     """Assert that two banks hold the same videos with bitwise the same embeddings and times."""
     with Bank(one) as first, Bank(other) as second:
@@ -41,20 +59,16 @@ def same_banks(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_many_times_and_resumed_the_bank_equals_an_undisturbed_one(
-    tmp_path: Path, out: Path, times: int
+    forty: Path, runs: Runs, tmp_path: Path, out: Path, times: int
 ) -> None:
-    data = tmp_path / "data"
-    for number in range(40):
-        make_clip(data / f"class{number % 4}" / f"clip{number:02}.mp4", frames=30 + number, size=(128, 96))
     undisturbed = tmp_path / "undisturbed.h5"
-    runs = Runs()
-    runs.start(*asked(data, undisturbed))
+    runs.start(*asked(forty, undisturbed))
     assert runs.status() == 0
 
     randomly = random.Random(1)
     kills, midway, banked = 0, 0, 0
     while kills < times:
-        process = runs.start(*asked(data, out))
+        process = runs.start(*asked(forty, out))
         if kills % 2:  # while it starts, or between parts: once there is news
             parts = len(banks.sealed_parts(out))
             while len(banks.sealed_parts(out)) == parts and alive(process):
@@ -76,53 +90,48 @@ def test_killed_many_times_and_resumed_the_bank_equals_an_undisturbed_one(
             shutil.rmtree(banks.parts_folder(out), ignore_errors=True)
             out.unlink()
             banked = 0
-    runs.start(*asked(data, out))
+    runs.start(*asked(forty, out))
     assert runs.status() == 0
-    runs.close()
     assert midway >= 2
     same_banks(out, undisturbed)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["bank.h5", "data", "undisturbed.h5"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bank.h5", "undisturbed.h5"]
 
 
-def test_two_extractions_into_one_bank_at_once(data: Path, out: Path, tmp_path: Path) -> None:
+def test_two_extractions_into_one_bank_at_once(runs: Runs, data: Path, out: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.h5"
-    first, second = Runs(), Runs()
-    first.start(*asked(data, alone))
-    assert first.status() == 0
-    for runs in (first, second):
-        runs.start(*asked(data, out))
-    for runs in (first, second):
-        assert runs.status() == 0
-        runs.close()
+    runs.start(*asked(data, alone))
+    assert runs.status() == 0
+    both = [runs.start(*asked(data, out)) for _ in range(2)]
+    assert [runs.status(process) for process in both] == [0, 0]
     same_banks(out, alone)
     assert not banks.parts_folder(out).exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_seals_what_is_done_and_can_be_resumed(number: int, tmp_path: Path, out: Path) -> None:
-    data = tmp_path / "data"
-    for clip in range(60):
-        make_clip(data / f"clip{clip:02}.mp4", frames=60, size=(160, 120))
-    command = [sys.executable, "-m", "stages.cli", "extract", str(data), "--out", str(out), *SETTINGS]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def test_an_interruption_seals_what_is_done_and_can_be_resumed(
+    number: int, forty: Path, runs: Runs, tmp_path: Path, out: Path
+) -> None:
+    says = tmp_path / "says"
+    process = runs.start("extract", forty, "--out", out, *SETTINGS, says=says)
     while not banks.sealed_parts(out):
-        assert child.poll() is None
+        assert alive(process)
         time.sleep(0.01)
-    child.send_signal(number)
-    output = child.communicate(timeout=60)[0]
-    assert child.returncode == 130
+    os.kill(process, number)
+    assert runs.status() == 130
+    output = says.read_text()
     assert "Stopping" in output
     assert "run the same command again to go on" in output
     with Bank(out) as bank:
         done = set(bank)
-        assert 0 < len(done) < 60
+        assert 0 < len(done) < 40
         assert bank.verify() == []
     with h5py.File(out) as file:
-        assert set(file["videos"]) == done  # packed or linked: any HDF5 tool sees what is there
-    result = extract(data, out)
+        there = {f"{label}/{name}" for label, videos in file["videos"].items() for name in videos}
+    assert there == done  # packed or linked: any HDF5 tool sees what is there
+    result = extract(forty, out)
     assert result.exit_code == 0
     assert said(result, "Skipped") == f"{len(done)} video{'s' * (len(done) > 1)} done before"
-    assert len(Bank(out)) == 60
+    assert len(Bank(out)) == 40
 
 
 def test_a_full_disk_stops_with_one_line_and_a_bank_that_opens(data: Path, out: Path) -> None:
