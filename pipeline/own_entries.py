@@ -240,7 +240,9 @@ def _pair(value: Any) -> bool:
 
 
 def _colours(value: Any) -> bool:
-    numbers = isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(each, int | float) for each in value)
+    numbers = (
+        isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(each, int | float) for each in value)
+    )
     return numbers and all(map(math.isfinite, value))
 
 

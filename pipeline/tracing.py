@@ -60,9 +60,7 @@ def traced(model: nn.Module, options: Mapping[str, Any]) -> Traced:
     return Traced(whole, nodes)
 
 
-def traced_or_whole(
-    name: str, model: nn.Module, options: Mapping[str, Any], input_shape: tuple[int, ...]
-) -> Traced:
+def traced_or_whole(name: str, model: nn.Module, options: Mapping[str, Any], input_shape: tuple[int, ...]) -> Traced:
     """The same of any model, in one piece where it cannot be traced or its graph gives something else for noise.
 
     Raises what the model raises for two inputs of the shape. UserError: what it gives for one of them is not finite,

@@ -210,7 +210,10 @@ def test_a_checkpoint_goes_into_the_network(towers: Path, tmp_path: Path) -> Non
         ("def load():\n    raise SystemExit(0)\n", "towers.py, line 2: SystemExit: 0$"),
         (f"{TORCH}    return torch.jit.ScriptModule(), {GOOD}\n", "returns a network of TorchScript"),
         (f"{TORCH}    return torch.nn.LazyConv2d(4, 3), {GOOD}\n", "with parameters that have no shape yet"),
-        (f"{TORCH}    return torch.nn.Conv2d(3, 4, 3).half(), {GOOD}\n", "towers:load fails on images of its own 32×32"),
+        (
+            f"{TORCH}    return torch.nn.Conv2d(3, 4, 3).half(), {GOOD}\n",
+            "towers:load fails on images of its own 32×32",
+        ),
     ],
 )
 def test_what_the_function_does_wrong_is_one_line(towers: Path, source: str, message: str) -> None:
