@@ -252,7 +252,9 @@ def _graph(known: Blueprint, model: nn.Module, input_shape: tuple[int, ...], own
     if not known.checked:
         return traced(model, known.tracing)
     try:
-        return traced_or_whole(model, known.tracing, input_shape)
+        return traced_or_whole(known.name, model, known.tracing, input_shape)
+    except UserError:
+        raise
     except Exception as error:  # whatever the model raises: it is not ours
         raise _refused(known.name, input_shape, own_size, error) from error
 
@@ -337,6 +339,8 @@ def without_numbers(net: nn.Module) -> dict[str, Tensor]:
 def _refused(name: str, input_shape: tuple[int, ...], own_size: int, error: Exception) -> UserError:
     size, reason = input_shape[-1], str(error).partition("\n")[0]
     clips = f"clips of {input_shape[1]} frames of {size}×{size}" if len(input_shape) == 4 else ""
+    if size == own_size and not clips:
+        return UserError(f"{name} fails on images of its own {size}×{size}, float32 in a batch of 2: {reason}")
     return UserError(
         f"{name} does not take {clips or f'{size}×{size} images'} ({reason}); its own are {own_size}×{own_size}: "
         f"give a larger --image-size, or none{', and longer clips' if clips else ''}"

@@ -108,7 +108,7 @@ def _folder(path: Path) -> Path:
 
 
 def _from_stdin() -> list[Path]:
-    content = sys.stdin.buffer.read()
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read()  # None where the caller closed it
     lines = content.split(b"\0" if b"\0" in content else b"\n")
     paths = []
     for number, line in enumerate(lines, start=1):

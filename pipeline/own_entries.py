@@ -14,9 +14,11 @@ This runs the user's code, which is the point. So it happens only where somebody
 says of one is compared with what was typed, and never imported.
 """
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 from torchvision.transforms._presets import ImageClassification
 
 from pipeline.blueprints import DEFAULT, Blueprint
@@ -109,7 +112,7 @@ def _read(name: str) -> _Entry:
     if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise UserError(
             f"--backbone {name} is not MODULE:FUNCTION, nor FILE.py:FUNCTION; write it as in towers:load or "
-            "code/towers.py:load"
+            "code/towers.py:load, and give the file a name of letters, digits and _"
         )
     return _Entry(folder or ("/" if slash else ""), module, function)
 
@@ -162,15 +165,24 @@ def _made(entry: _Entry, spec: ModuleSpec, source: bytes) -> tuple[nn.Module, Pr
         sys.modules[entry.module] = module
         _ours.append(module)
         try:
-            exec(compile(source, str(spec.origin), "exec"), module.__dict__)
-            returned = _function(entry, module)()
+            # Standard output may be a document of ours, and relative paths are meant from here.
+            with contextlib.redirect_stdout(sys.stderr), contextlib.chdir("."):
+                exec(compile(source, str(spec.origin), "exec"), module.__dict__)
+                returned = _function(entry, module)()
         except UserError:
             raise
-        except Exception as error:  # whatever the user's code raises is theirs to mend
+        except (Exception, SystemExit) as error:  # whatever the user's code raises is theirs to mend
             raise UserError(f"{_place(error, str(spec.origin))}: {type(error).__name__}: {_line(error)}") from error
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], nn.Module):
         raise UserError(f"{entry.name} returns {_described(returned)}; {_RETURNS}")
     network, preprocessing = returned
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UserError(f"{entry.name} returns a network of TorchScript, which cannot be taken apart; {_RETURNS}")
+    if any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters()):
+        raise UserError(
+            f"{entry.name} returns a network with parameters that have no shape yet; let the function run it on two "
+            "images first"
+        )
     return network, _preprocessing(entry, preprocessing)
 
 
@@ -228,13 +240,16 @@ def _pair(value: Any) -> bool:
 
 
 def _colours(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(each, int | float) for each in value)
+    numbers = (
+        isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(each, int | float) for each in value)
+    )
+    return numbers and all(map(math.isfinite, value))
 
 
 def _place(error: BaseException, file: str) -> str:
     """Where in a file an error came up, "towers.py, line 12"; the file alone where it did not."""
     if isinstance(error, SyntaxError):
-        return f"{file}, line {error.lineno}"
+        return f"{file}, line {error.lineno}" if error.lineno else file
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"{file}, line {lines[-1]}" if lines else file
 

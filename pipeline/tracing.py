@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from pipeline.errors import UserError
+
 OUTPUT = "output"  # the layer that is the last node, whatever its name
 NODE_NAME = "torchvision"  # in `meta` of a graph's nodes: the name by which `layer` means this node
 PIECE = "network"  # the module that is a model in one piece
 _CHANGING = {"_add_shortcut"}  # of torchvision's MViT
+_STEADY = 1e-3  # of the largest value: so far may an image's output be off in another batch, by other kernels
 _SAME = 1e-5  # of the largest value: so far may what was traced be off, by the order of sums
 
 
@@ -57,14 +60,17 @@ def traced(model: nn.Module, options: Mapping[str, Any]) -> Traced:
     return Traced(whole, nodes)
 
 
-def traced_or_whole(model: nn.Module, options: Mapping[str, Any], input_shape: tuple[int, ...]) -> Traced:
+def traced_or_whole(name: str, model: nn.Module, options: Mapping[str, Any], input_shape: tuple[int, ...]) -> Traced:
     """The same of any model, in one piece where it cannot be traced or its graph gives something else for noise.
 
-    Raises what the model raises for two inputs of the shape.
+    Raises what the model raises for two inputs of the shape. UserError: what it gives for one of them is not finite,
+    or hangs on the other, on chance or on what it computed before.
     """
     images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         wanted = model(images)
+        if isinstance(wanted, Tensor) and wanted.is_floating_point() and len(wanted) == len(images):
+            _check_steady(name, wanted[:1], model(images[:1]))
     try:
         # A failing traced module prints its own source to stderr besides raising.
         with contextlib.redirect_stderr(io.StringIO()), torch.inference_mode():
@@ -77,6 +83,18 @@ def traced_or_whole(model: nn.Module, options: Mapping[str, Any], input_shape: t
     if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=0, atol=_SAME * float(wanted.abs().max())):
         return in_one_piece(model, "traced, it computes something else")
     return result
+
+
+def _check_steady(name: str, among_others: Tensor, alone: Tensor) -> None:
+    """UserError: the outputs for one image are not finite, or not the same."""
+    if not among_others.isfinite().all():
+        raise UserError(f"{name} gives values that are not finite for images of noise; check its weights")
+    apart = float((among_others - alone).abs().max())
+    if not apart <= _STEADY * float(among_others.abs().max()):
+        raise UserError(
+            f"{name} gives another output for the same image when it is alone and among others ({apart:.2g} apart), so "
+            "an embedding would hang on its batch; take out what looks across the batch, draws at random, or counts"
+        )
 
 
 def in_one_piece(model: nn.Module, why: str) -> Traced:

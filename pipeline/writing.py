@@ -1,5 +1,6 @@
 """Files written whole or not at all: whoever reads one sees the old content or the new."""
 
+import errno
 import json
 import os
 import sys
@@ -53,13 +54,19 @@ def replace_file(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON in one step, or to standard output where the path is `STDOUT`; numbers that are not finite become
-    null."""
-    text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    null.
+
+    What the output's encoding lacks, and in names of files what is no UTF-8, is written as JSON escapes it (\\uXXXX).
+    """
+    if path == STDOUT and sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    foreign = path == STDOUT and (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+    text = json.dumps(plain(content), indent=1, ensure_ascii=foreign, allow_nan=False) + "\n"
     if path == STDOUT:
-        sys.stdout.write(text)
+        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
         sys.stdout.flush()
     else:
-        replace_file(path, text.encode())
+        replace_file(path, text.encode("utf-8", "backslashreplace"))
 
 
 def plain(value: Any) -> Any:

@@ -89,7 +89,7 @@ def everywhere(group: click.Group) -> None:
     for command in group.commands.values():
         if isinstance(command, click.Group):
             everywhere(command)
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             LOG_JSON(command)
 
 

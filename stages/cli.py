@@ -357,8 +357,11 @@ def remove(bank: Path, ids: tuple[str, ...]) -> None:
 def samples(folder: Path) -> None:
     """Write a small set of real, encoded clips with their manifest into FOLDER, unless they are there."""
     from pipeline.samples import make_samples
+    from stages.progress import watch
 
-    click.echo(f"{len(make_samples(folder))} clips in {folder}")
+    with watch("writing clips"):
+        clips = make_samples(folder)
+    click.echo(f"{len(clips)} clips in {folder}")
 
 
 @main.command(short_help="The whole walk on clips made here, in a minute.")

@@ -21,7 +21,8 @@ def run(folder: Path) -> int:
     data, bank, head = folder / "samples", folder / "samples.h5", folder / "samples-head"
     finetuned = folder / "samples-finetuned"
     display.line("1. Sample clips: a disc that swells or shrinks on a ground whose hue runs forwards or backwards.")
-    clips = make_samples(data)
+    with display.busy("writing clips"):
+        clips = make_samples(data)
     display.field("Clips", f"{len(clips)} in {data}")
     display.line()
     display.line("2. Extraction: the CNN runs once over every frame (seeded random weights, so nothing is downloaded).")

@@ -65,13 +65,15 @@ def run(config: ExportModelConfig) -> int:
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} is there already; give another --out, or remove it.")
     videos = find_all(config.check)[0] if config.check else None
-    loaded = load_alike(bundle, config.weights, device=_CPU, typed=config.backbone)
+    with display.busy("loading the network"):
+        loaded = load_alike(bundle, config.weights, device=_CPU, typed=config.backbone)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=".framebank-") as folder:
         made = Path(folder) / "made"
         made.mkdir()
         described = words.describe(bundle, loaded, config.to)
-        _write(made, bundle, loaded, config.to, described)
+        with display.busy(f"exporting to {config.to}"):
+            _write(made, bundle, loaded, config.to, described)
         for line in words.files(described, made):
             display.field("Written", line)
         found, notes = _checked(config, bundle, loaded, made, described, videos, display)
@@ -148,7 +150,7 @@ def _checked(
     name = described["head"]["file"]
     head = open_model(made / name, config.to)
     found = Found()
-    with _originals(config, bundle, loaded, videos, display) as banks:
+    with _originals(config, bundle, loaded, videos, display) as banks, display.busy("checking"):
         shown = export_check.some_videos(banks, with_files=True)
         for video in shown:
             features, banked = [], []

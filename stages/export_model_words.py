@@ -1,6 +1,6 @@
 """What an exported model says of itself: model.json, and the lines on the terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def _backbone(alike: Alike, file: str) -> dict[str, Any]:
         "layer": backbone.layer,
         "weights": backbone.weights,
         "weights_sha256": recipe["weights_sha256"],
-        "frames": {**recipe["sampling"], "words": sampling_words(recipe["sampling"])},
+        "frames": {**recipe["sampling"], "words": frames_words(recipe["sampling"])},
         "preprocessing": {
             **{name: shown[name] for name in ("fit", "resize", "crop", "interpolation", "antialias")},
             "region": recipe["crop"] or None,
@@ -119,6 +119,18 @@ def _backbone(alike: Alike, file: str) -> dict[str, Any]:
         "output": {"name": "features", "dtype": "float32", "shape": ["rows", *backbone.feature_shape]},
         "banked": {"precision": recipe["precision"], "store": recipe["store"]},
     }
+
+
+def frames_words(sampling: Mapping[str, Any]) -> str:
+    """Which frames are taken, so that another program can take the same."""
+    exact = ""
+    if sampling.get("fps"):
+        exact = ": for each time first + k / fps the first frame at or after it (2 ms early still counts), each once"
+    elif sampling.get("frames"):
+        exact = ": of n frames number floor((k + 1/2) n / N), k = 0 … N - 1 for N = frames; of fewer all"
+    elif sampling.get("stride", 1) > 1:
+        exact = ": 0, N, 2N, … for N = stride"
+    return f"{sampling_words(sampling)}{exact}"
 
 
 def _selection(selection: Selection) -> dict[str, Any]:

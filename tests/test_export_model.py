@@ -19,6 +19,8 @@ from pipeline.export_check import original
 from pipeline.onnx_cells import OnnxCell
 from pipeline.resampling import Resampling
 from pipeline.selection import Selection
+from stages import progress
+from stages.export_model_words import frames_words
 from tests.clips import make_clip
 from tests.commands import extract, framebank, said
 from tests.test_predict import bundle_of
@@ -44,13 +46,23 @@ def run_of(folder: Path, bundle: Bundle, *banks: Path) -> Path:
     return folder
 
 
-def test_files_that_predict_without_us(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_model_json_says_exactly_which_frames_are_taken() -> None:
+    assert frames_words({"stride": 1}) == "every frame"
+    assert frames_words({"stride": 5}) == "one in 5: 0, N, 2N, … for N = stride"
+    assert "number floor((k + 1/2) n / N), k = 0 … N - 1" in frames_words({"frames": 6})
+    assert "each time first + k / fps" in frames_words({"fps": 2.0})
+
+
+def test_files_that_predict_without_us(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_STILL_SECONDS", 0.1)
     _, bank = made
     bundle = replace(bundle_of(bank), temperature=1.5)
     run = run_of(tmp_path / "run", bundle, bank)
     result = framebank("export-model", run, "--out", tmp_path / "new" / "deployed")
     assert result.exit_code == 0, result.output
-    assert not result.stderr
+    assert "exporting to onnx, " in result.stderr, "it takes a while"
     folder = tmp_path / "new" / "deployed"
     assert sorted(path.name for path in folder.iterdir()) == ["backbone.onnx", "head.onnx", "model.json"]
     assert "backbone on 3 videos, 24 rows" in said(result, "Checked")

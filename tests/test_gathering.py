@@ -85,6 +85,9 @@ def test_a_list_on_standard_input(folder: Path, monkeypatch: pytest.MonkeyPatch)
     listing(b"\n", monkeypatch)
     with pytest.raises(UserError, match="nothing on standard input"):
         named([Path("-")])
+    monkeypatch.setattr(sys, "stdin", None)  # closed by the caller
+    with pytest.raises(UserError, match="nothing on standard input"):
+        named([Path("-")])
 
 
 def test_folders_of_images_are_videos_in_a_list_too(folder: Path) -> None:

@@ -59,6 +59,9 @@ def winding():
     return Winding(), SHOWN
 """
 
+TORCH = "import torch\ndef load():\n"
+GOOD = "{'size': 32, 'mean': [0.5] * 3, 'std': [0.5] * 3}"
+
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
@@ -204,6 +207,13 @@ def test_a_checkpoint_goes_into_the_network(towers: Path, tmp_path: Path) -> Non
         ("def load(:\n", r"towers.py, line 1: SyntaxError"),
         ("import no_such_thing\n", r"towers.py, line 1: ModuleNotFoundError: No module named 'no_such_thing'"),
         ("def load(weights):\n    pass\n", "TypeError: load\\(\\) missing 1 required"),
+        ("def load():\n    raise SystemExit(0)\n", "towers.py, line 2: SystemExit: 0$"),
+        (f"{TORCH}    return torch.jit.ScriptModule(), {GOOD}\n", "returns a network of TorchScript"),
+        (f"{TORCH}    return torch.nn.LazyConv2d(4, 3), {GOOD}\n", "with parameters that have no shape yet"),
+        (
+            f"{TORCH}    return torch.nn.Conv2d(3, 4, 3).half(), {GOOD}\n",
+            "towers:load fails on images of its own 32×32",
+        ),
     ],
 )
 def test_what_the_function_does_wrong_is_one_line(towers: Path, source: str, message: str) -> None:
@@ -214,10 +224,42 @@ def test_what_the_function_does_wrong_is_one_line(towers: Path, source: str, mes
 
 
 @pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        ("maps - maps.mean(0)", r"for the same image when it is alone and among others \(.* apart\)"),
+        ("maps + torch.randn(1)", "for the same image when it is alone and among others"),
+        ("maps * float('nan')", "towers:load gives values that are not finite for images of noise"),
+    ],
+)
+def test_a_network_whose_embeddings_hang_on_their_batch_or_on_chance(towers: Path, gives: str, message: str) -> None:
+    towers.write_text(
+        "import torch\nclass Odd(torch.nn.Conv2d):\n"
+        f"    def forward(self, images):\n        maps = super().forward(images)\n        return {gives}\n"
+        f"def load():\n    return Odd(3, 4, 3), {GOOD}\n"
+    )
+    with pytest.raises(UserError, match=message):
+        load_backbone(f"{towers}:load")
+
+
+def test_what_the_function_prints_and_where_it_goes_stays_its_own(
+    towers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path.cwd()
+    towers.write_text(
+        f"import os\nimport torch\ndef load():\n    print('hello')\n    os.chdir('/')\n"
+        f"    return torch.nn.Conv2d(3, 4, 3), {GOOD}\n"
+    )
+    load_backbone(f"{towers}:load")
+    assert capsys.readouterr() == ("", "hello\n"), "standard output may be a JSON document"
+    assert Path.cwd() == before, "relative paths of the command are meant from where it began"
+
+
+@pytest.mark.parametrize(
     ("shown", "message"),
     [
         ("{'size': 32, 'mean': [0.5] * 3}", "lacks std"),
         ("{**GOOD, 'crop': 3}", "has crop, which is none of size, mean"),
+        ("{**GOOD, 'mean': [float('nan')] * 3}", r"has a mean of \[nan, nan, nan\], not three numbers"),
         ("{**GOOD, 'size': 32.0}", "has a size of 32.0, not whole pixels"),
         ("{**GOOD, 'std': [0.5, 0, 0.5]}", r"has a std of \[0.5, 0, 0.5\], not three numbers above 0"),
         ("{**GOOD, 'interpolation': 'lanczos'}", "has a interpolation of 'lanczos', not bilinear or bicubic"),

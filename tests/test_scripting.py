@@ -418,7 +418,7 @@ def test_named_weights_are_looked_for_where_torch_home_says(
 
 
 def test_every_command_has_log_json_and_every_status_is_documented() -> None:
-    for name in ("extract", "describe", "merge", "demo"):
+    for name in ("extract", "describe", "merge", "demo", "recipes"):
         assert "--log-json" in framebank(name, "--help").stdout
     assert "--log-json" in framebank("bench", "heads", "--help").stdout
     help_text = " ".join(framebank("--help").stdout.split())

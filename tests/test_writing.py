@@ -1,7 +1,9 @@
 """Files that are written whole or not at all."""
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.writing import check_outputs, replace_file, write_csv, write_json
+from pipeline.writing import STDOUT, check_outputs, replace_file, write_csv, write_json
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
@@ -62,3 +64,25 @@ def test_outputs_that_would_cost_something(tmp_path: Path) -> None:
         check_outputs({"--csv": tmp_path})
     with pytest.raises(UserError, match="its folder is not a folder"):
         check_outputs({"--csv": tmp_path / "none" / "x"})
+
+
+NAMES = {"paths": ["bäd \udcff.mp4", "日本 🎬.mp4"], "score": float("nan")}
+
+
+def test_names_that_are_no_text_are_written_all_the_same(tmp_path: Path) -> None:
+    write_json(tmp_path / "out.json", NAMES)
+    assert json.loads((tmp_path / "out.json").read_text("utf-8")) == NAMES | {"score": None}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+def test_standard_output_of_any_encoding_has_json(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding, errors="backslashreplace"))
+    write_json(STDOUT, NAMES)
+    assert json.loads(content.getvalue().decode("utf-8")) == NAMES | {"score": None}
+
+
+def test_closed_standard_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OSError, match="standard output is closed"):
+        write_json(STDOUT, NAMES)
