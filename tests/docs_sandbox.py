@@ -22,9 +22,10 @@ makes before it uses it; what one command of a page makes, the next ones find.
     mine.safetensors  weights of a ResNet-50, a state dict
     Makefile          with .venv/bin/framebank, so that `make` runs what is tested
 
-Named weights of torchvision are random ones, made when they are asked for. `train-head` and `finetune` take one epoch
-where the example does not say how many. `make test` and the other targets for those who work on framebank itself, and
-`pip`, are not called.
+Named weights of torchvision are random ones, made when they are asked for. Where an example leaves it open, networks
+see 64×64 pixels, trainings take one epoch and benches a few frames; no training takes more than eight epochs, and
+`demo` makes 40 clips, not 200. `make test` and the other targets for those who work on framebank itself, and `pip`, are
+not called.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,7 +49,15 @@ from tests.docs_examples import Block, Command, blocks_of, commands_of, is_plain
 ROOT = Path(__file__).resolve().parent.parent
 CLIPS = {"fight": "fi", "normal": "no"}  # class -> how the names of its videos begin
 OF_DEVELOPERS = {"test", "test-all", "check", "clean", "docs"}
-ONE_EPOCH = {"train-head", "finetune"}
+SHORTER = {
+    "train-head": {"--epochs": "1"},
+    "finetune": {"--epochs": "1"},
+    "bench extract": {"--frames": "20", "--image-size": "64"},
+    "bench heads": {"--epochs": "1"},
+    "bench finetune": {"--epochs": "1", "--videos": "4"},
+}
+OF_NETWORKS = {"extract", "finetune"}
+OF_ONE_SIZE = {"lip-vggm", "slow-fusion"}  # recipes
 _MADE_IN_PYTHON = re.compile(r'\.(?:extract|train_head|finetune)\([^()]*?,\s*"([^"]+)"')
 _SMALL = ("--backbone", "squeezenet1_1", "--weights", "random", "--image-size", 48)
 
@@ -62,7 +72,7 @@ def make_sandbox(folder: Path) -> None:
             "train-head bank.h5 --out runs/lstm",
             "train-head bank.h5 --out runs/gru --cell gru",
         ):
-            _succeed(*one_epoch(words.split()))
+            _succeed(*shortened(words.split()))
         for data, bank, more in (
             ("my_videos/fight", "a.h5", ()),
             ("my_videos/normal", "b.h5", ()),
@@ -179,10 +189,32 @@ def environment_of(sandbox: Path) -> dict[str, str]:
     }
 
 
-def one_epoch(words: list[str]) -> list[str]:
-    """The arguments of `framebank`, with one epoch where the command trains and does not say how long."""
-    trains = bool(words) and words[0] in ONE_EPOCH and not {"--epochs", "--help", "-h"} & set(words)
-    return [*words, *(("--epochs", "1") if trains else ())]
+def shortened(words: list[str]) -> list[str]:
+    """The arguments of `framebank`, with less to compute where they leave it open: see above."""
+    calls = [" ".join(words[:number]) for number in (1, 2)]
+    if {"--help", "-h"} & set(words):
+        return words
+    given = dict(pairwise(words))
+    more = {option: value for call in calls for option, value in SHORTER.get(call, {}).items() if option not in given}
+    own_size = (
+        {"--head", "--image-size"} & set(words)
+        or given.get("--recipe") in OF_ONE_SIZE
+        or ":" in given.get("--backbone", "")
+        or "runs/" in given.get("--weights", "")
+    )
+    if calls[0] in OF_NETWORKS and not own_size:
+        more["--image-size"] = "64"
+    if int(given.get("--epochs", 0)) > 8:
+        words = ["8" if before == "--epochs" else word for before, word in pairwise(["", *words])]
+    return [*words, *(word for pair in more.items() for word in pair)]
+
+
+def shorten_demo() -> None:
+    """Let the demo of this process make fewer clips: the least that have each class in every part of the split."""
+    from pipeline.samples import make_samples
+    from stages import demo
+
+    demo.make_samples = partial(make_samples, clips_per_class=10)
 
 
 def _succeed(*arguments: object) -> None:
@@ -236,7 +268,7 @@ def run_command(command: Command) -> None:
     if called == ["pip"] or (called == ["make"] and OF_DEVELOPERS & set(words)):
         return
     if called == ["framebank"] and is_plain(command.text):
-        done = framebank(*one_epoch(words[1:]))
+        done = framebank(*shortened(words[1:]))
         status, said = done.exit_code, done.output
     else:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
@@ -252,4 +284,6 @@ def run_command(command: Command) -> None:
 if __name__ == "__main__":  # `framebank` in a shell
     from stages.cli import main
 
-    main(one_epoch(sys.argv[1:]), prog_name="framebank")
+    if sys.argv[1:] == ["demo"]:
+        shorten_demo()
+    main(shortened(sys.argv[1:]), prog_name="framebank")
