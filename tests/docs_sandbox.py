@@ -23,9 +23,9 @@ makes before it uses it; what one command of a page makes, the next ones find.
     Makefile          with .venv/bin/framebank, so that `make` runs what is tested
 
 Named weights of torchvision are random ones, made when they are asked for. Where an example leaves it open, networks
-see 64×64 pixels, trainings take one epoch and benches a few frames; no training takes more than eight epochs, and
-`demo` makes 40 clips, not 200. `make test` and the other targets for those who work on framebank itself, and `pip`, are
-not called.
+see 64×64 pixels, trainings take one epoch and benches a few frames; no training takes more than eight epochs, no
+extraction more than two workers, and `demo` makes 40 clips, not 200. `make test` and the other targets for those who
+work on framebank itself, and `pip`, are not called.
 """
 
 import contextlib
@@ -52,10 +52,11 @@ OF_DEVELOPERS = {"test", "test-all", "check", "clean", "docs"}
 SHORTER = {
     "train-head": {"--epochs": "1"},
     "finetune": {"--epochs": "1"},
-    "bench extract": {"--frames": "20", "--image-size": "64"},
+    "bench extract": {"--frames": "20", "--image-size": "64", "--rounds": "1"},
     "bench heads": {"--epochs": "1"},
     "bench finetune": {"--epochs": "1", "--videos": "4"},
 }
+AT_MOST = {"--epochs": 8, "--workers": 2}
 OF_NETWORKS = {"extract", "finetune"}
 OF_ONE_SIZE = {"lip-vggm", "slow-fusion"}  # recipes
 _MADE_IN_PYTHON = re.compile(r'\.(?:extract|train_head|finetune)\([^()]*?,\s*"([^"]+)"')
@@ -204,8 +205,9 @@ def shortened(words: list[str]) -> list[str]:
     )
     if calls[0] in OF_NETWORKS and not own_size:
         more["--image-size"] = "64"
-    if int(given.get("--epochs", 0)) > 8:
-        words = ["8" if before == "--epochs" else word for before, word in pairwise(["", *words])]
+    words = [
+        str(min(int(word), AT_MOST[before])) if before in AT_MOST else word for before, word in pairwise(["", *words])
+    ]
     return [*words, *(word for pair in more.items() for word in pair)]
 
 
