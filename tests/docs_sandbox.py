@@ -36,7 +36,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,20 +44,11 @@ import numpy as np
 from tests.clips import make_clip
 from tests.commands import framebank
 from tests.docs_examples import Block, Command, blocks_of, commands_of, is_plain, without_assignments
+from tests.docs_shorter import shortened
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIPS = {"fight": "fi", "normal": "no"}  # class -> how the names of its videos begin
 OF_DEVELOPERS = {"test", "test-all", "check", "clean", "docs"}
-SHORTER = {
-    "train-head": {"--epochs": "1"},
-    "finetune": {"--epochs": "1"},
-    "bench extract": {"--frames": "20", "--image-size": "64", "--rounds": "1"},
-    "bench heads": {"--epochs": "1"},
-    "bench finetune": {"--epochs": "1", "--videos": "4"},
-}
-AT_MOST = {"--epochs": 8, "--workers": 2}
-OF_NETWORKS = {"extract", "finetune"}
-OF_ONE_SIZE = {"lip-vggm", "slow-fusion"}  # recipes
 _MADE_IN_PYTHON = re.compile(r'\.(?:extract|train_head|finetune)\([^()]*?,\s*"([^"]+)"')
 _SMALL = ("--backbone", "squeezenet1_1", "--weights", "random", "--image-size", 48)
 
@@ -169,14 +159,12 @@ def _make_commands(folder: Path) -> None:
         shutil.copy(ROOT / file, folder)
     commands = folder / ".venv" / "bin"
     commands.mkdir(parents=True)
-    for name, call in (("framebank", '-m tests.docs_sandbox "$@"'), ("python", '"$@"')):
+    for name, call in (("framebank", '-m tests.docs_shorter "$@"'), ("python", '"$@"')):
         (commands / name).write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {call}\n")
         (commands / name).chmod(0o755)
     hook = folder / ".venv" / "python"
     hook.mkdir()
-    (hook / "sitecustomize.py").write_text(
-        "from tests.docs_sandbox_weights import serve_random_weights\nserve_random_weights()\n"
-    )
+    shutil.copy(ROOT / "tests" / "docs_sandbox_site.py", hook / "sitecustomize.py")
     for stamp in (".installed", ".installed-dev"):
         (folder / ".venv" / stamp).touch()
 
@@ -188,35 +176,6 @@ def environment_of(sandbox: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([str(sandbox / ".venv" / "bin"), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join([str(sandbox / ".venv" / "python"), str(ROOT)]),
     }
-
-
-def shortened(words: list[str]) -> list[str]:
-    """The arguments of `framebank`, with less to compute where they leave it open: see above."""
-    calls = [" ".join(words[:number]) for number in (1, 2)]
-    if {"--help", "-h"} & set(words):
-        return words
-    given = dict(pairwise(words))
-    more = {option: value for call in calls for option, value in SHORTER.get(call, {}).items() if option not in given}
-    own_size = (
-        {"--head", "--image-size"} & set(words)
-        or given.get("--recipe") in OF_ONE_SIZE
-        or ":" in given.get("--backbone", "")
-        or "runs/" in given.get("--weights", "")
-    )
-    if calls[0] in OF_NETWORKS and not own_size:
-        more["--image-size"] = "64"
-    words = [
-        str(min(int(word), AT_MOST[before])) if before in AT_MOST else word for before, word in pairwise(["", *words])
-    ]
-    return [*words, *(word for pair in more.items() for word in pair)]
-
-
-def shorten_demo() -> None:
-    """Let the demo of this process make fewer clips: the least that have each class in every part of the split."""
-    from pipeline.samples import make_samples
-    from stages import demo
-
-    demo.make_samples = partial(make_samples, clips_per_class=10)
 
 
 def _succeed(*arguments: object) -> None:
@@ -281,11 +240,3 @@ def run_command(command: Command) -> None:
         )  # fmt: skip
         status, said = shell.returncode, shell.stdout
     assert status == command.status, f"{command.where}: {command.text}\nexit status {status}\n{said}"
-
-
-if __name__ == "__main__":  # `framebank` in a shell
-    from stages.cli import main
-
-    if sys.argv[1:] == ["demo"]:
-        shorten_demo()
-    main(shortened(sys.argv[1:]), prog_name="framebank")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.docs_examples import PAGES, RUNNABLE, blocks_of, check, commands_of, name_of, program_of, simple_commands
-from tests.docs_sandbox import environment_of, make_sandbox, run_page, shorten_demo
+from tests.docs_sandbox import environment_of, make_sandbox, run_page
+from tests.docs_shorter import shorten_demo
 
 WITH_EXAMPLES = [page for page in PAGES if blocks_of(page)]
 RUN = [page for page in WITH_EXAMPLES if any(block.reason is None for block in blocks_of(page))]
