@@ -22,17 +22,17 @@ where optical flow was measured OpenCV is left with one thread, and Pillow no lo
 
 The files, of which each imports only from those above it:
 
-asking              keyword arguments -> the options of a command, as its own parser reads them
-extract_options     the options of each command as types: tests/python_options.py writes these files
-train_head_options
-finetune_options
-evaluate_options
-predict_options
-banks               Bank: a mapping of arrays; as dask arrays, xarray, and a data set of torch
-datasets            SequenceDataset: sequences with their targets, and batches of them, packed
-runs                Run and Evaluation: what came of training, and of scoring once more
-prediction          Predictor: a finished run that predicts videos, or features
-work                extract, train_head, finetune, evaluate, report, explore
+    asking              keyword arguments -> the options of a command, as its own parser reads them
+    extract_options     the options of each command as types: tests/python_options.py writes these files
+    train_head_options
+    finetune_options
+    evaluate_options
+    predict_options
+    banks               Bank: a mapping of arrays; as dask arrays, xarray, and a data set of torch
+    datasets            SequenceDataset: sequences with their targets, and batches of them, packed
+    runs                Run and Evaluation: what came of training, and of scoring once more
+    prediction          Predictor: a finished run that predicts videos, or features
+    work                extract, train_head, finetune, evaluate, report, explore
 """
 
 from importlib import import_module

@@ -234,27 +234,33 @@ def _labelled(found: Found, path: Path) -> Found:
     return replace(found, table=table, notes=notes)
 
 
-def shapes_of(sources: Sources, table: pd.DataFrame) -> dict[str, tuple[int, ...]]:
-    """The shapes of the videos of a table that can be read, by their headers where files have them."""
+def shapes_of(sources: Sources, table: pd.DataFrame) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """The shapes of the videos of a table that can be read, by their headers where files have them; and how many rows
+    those have whose times lie beside them."""
     if sources.format == "hdf5":
-        return {video: sources.shapes[video] for video in table["id"]}
-    shapes = {}
+        return {video: sources.shapes[video] for video in table["id"]}, {}
+    shapes, rows = {}, {}
     for row in records(table[["id", "path"]]):
         try:
             with sources.opened(row) as given:
                 shapes[row["id"]] = tuple(given.array.shape)
+                for name in {"timestamps", "frame_index"} & set(given.beside):
+                    rows[row["id"]] = given.beside[name].size
         except VideoError:  # it will fail again when it is read, and be entered into the ledger
             continue
-    return shapes
+    return shapes, rows
 
 
-def decide(shapes: Mapping[str, tuple[int, ...]], layout: str | None, *, is_td: bool = False) -> tuple[str, int]:
+def decide(
+    shapes: Mapping[str, tuple[int, ...]], layout: str | None, *, is_td: bool = False, rows: Mapping[str, int] = {}
+) -> tuple[str, int]:
     """Which axis is time, and how many features there are.
 
     Args:
         shapes: id -> shape.
         layout: "td", "dt", or None: whichever is certain.
         is_td: rows come first by the format's own rule.
+        rows: id -> how many rows it has, where that is known.
 
     Returns:
         the layout and D, which most videos have.
@@ -268,9 +274,10 @@ def decide(shapes: Mapping[str, tuple[int, ...]], layout: str | None, *, is_td: 
         raise UserError(f"There is no array of two axes, T×D or D×T{what}.")
     if layout is None:
         same = [len({shape[axis] for shape in flat.values()}) == 1 for axis in (0, 1)]
-        if is_td or same == [False, True]:
+        counted = [all(shape[axis] == rows.get(video) for video, shape in flat.items()) for axis in (0, 1)]
+        if is_td or counted == [True, False] or same == [False, True]:
             layout = "td"
-        elif same == [True, False]:
+        elif counted == [False, True] or same == [True, False]:
             layout = "dt"
         else:
             shown = ", ".join(f"{video} {shape_words(shape)}" for video, shape in list(flat.items())[:3])

@@ -123,7 +123,8 @@ def _recorded(config: ImportConfig, sources: Sources, todo: pd.DataFrame, bank: 
         features = int(made["recipe"]["feature_shape"][0])
     else:
         is_td = sources.format == "video_features" or sources.feature == "c3d_features"
-        layout, features = decide(shapes_of(sources, todo), layout, is_td=is_td)
+        shapes, rows = shapes_of(sources, todo)
+        layout, features = decide(shapes, layout, is_td=is_td, rows=rows)
     assert layout is not None  # every bank of imported features records it
     name = config.name or sources.name(config.data)
     counting = Counting(config.fps, config.feat_stride, config.offset)

@@ -22,9 +22,10 @@ makes before it uses it; what one command of a page makes, the next ones find.
     mine.safetensors  weights of a ResNet-50, a state dict
     Makefile          with .venv/bin/framebank, so that `make` runs what is tested
 
-Named weights of torchvision are random ones, made when they are asked for. `train-head` and `finetune` take one epoch
-where the example does not say how many. `make test` and the other targets for those who work on framebank itself, and
-`pip`, are not called.
+Named weights of torchvision are random ones, made when they are asked for. Where an example leaves it open, networks
+see 64×64 pixels, trainings take one epoch and benches a few frames; no training takes more than eight epochs, no
+extraction more than two workers, and `demo` makes 40 clips, not 200. `make test` and the other targets for those who
+work on framebank itself, and `pip`, are not called.
 """
 
 import contextlib
@@ -43,11 +44,11 @@ import numpy as np
 from tests.clips import make_clip
 from tests.commands import framebank
 from tests.docs_examples import Block, Command, blocks_of, commands_of, is_plain, without_assignments
+from tests.docs_shorter import shortened
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIPS = {"fight": "fi", "normal": "no"}  # class -> how the names of its videos begin
 OF_DEVELOPERS = {"test", "test-all", "check", "clean", "docs"}
-ONE_EPOCH = {"train-head", "finetune"}
 _MADE_IN_PYTHON = re.compile(r'\.(?:extract|train_head|finetune)\([^()]*?,\s*"([^"]+)"')
 _SMALL = ("--backbone", "squeezenet1_1", "--weights", "random", "--image-size", 48)
 
@@ -62,7 +63,7 @@ def make_sandbox(folder: Path) -> None:
             "train-head bank.h5 --out runs/lstm",
             "train-head bank.h5 --out runs/gru --cell gru",
         ):
-            _succeed(*one_epoch(words.split()))
+            _succeed(*shortened(words.split()))
         for data, bank, more in (
             ("my_videos/fight", "a.h5", ()),
             ("my_videos/normal", "b.h5", ()),
@@ -158,14 +159,12 @@ def _make_commands(folder: Path) -> None:
         shutil.copy(ROOT / file, folder)
     commands = folder / ".venv" / "bin"
     commands.mkdir(parents=True)
-    for name, call in (("framebank", '-m tests.docs_sandbox "$@"'), ("python", '"$@"')):
+    for name, call in (("framebank", '-m tests.docs_shorter "$@"'), ("python", '"$@"')):
         (commands / name).write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {call}\n")
         (commands / name).chmod(0o755)
     hook = folder / ".venv" / "python"
     hook.mkdir()
-    (hook / "sitecustomize.py").write_text(
-        "from tests.docs_sandbox_weights import serve_random_weights\nserve_random_weights()\n"
-    )
+    shutil.copy(ROOT / "tests" / "docs_sandbox_site.py", hook / "sitecustomize.py")
     for stamp in (".installed", ".installed-dev"):
         (folder / ".venv" / stamp).touch()
 
@@ -177,12 +176,6 @@ def environment_of(sandbox: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([str(sandbox / ".venv" / "bin"), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join([str(sandbox / ".venv" / "python"), str(ROOT)]),
     }
-
-
-def one_epoch(words: list[str]) -> list[str]:
-    """The arguments of `framebank`, with one epoch where the command trains and does not say how long."""
-    trains = bool(words) and words[0] in ONE_EPOCH and not {"--epochs", "--help", "-h"} & set(words)
-    return [*words, *(("--epochs", "1") if trains else ())]
 
 
 def _succeed(*arguments: object) -> None:
@@ -236,7 +229,7 @@ def run_command(command: Command) -> None:
     if called == ["pip"] or (called == ["make"] and OF_DEVELOPERS & set(words)):
         return
     if called == ["framebank"] and is_plain(command.text):
-        done = framebank(*one_epoch(words[1:]))
+        done = framebank(*shortened(words[1:]))
         status, said = done.exit_code, done.output
     else:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
@@ -247,9 +240,3 @@ def run_command(command: Command) -> None:
         )  # fmt: skip
         status, said = shell.returncode, shell.stdout
     assert status == command.status, f"{command.where}: {command.text}\nexit status {status}\n{said}"
-
-
-if __name__ == "__main__":  # `framebank` in a shell
-    from stages.cli import main
-
-    main(one_epoch(sys.argv[1:]), prog_name="framebank")

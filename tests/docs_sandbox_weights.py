@@ -13,11 +13,6 @@ from torchvision.models import ResNet, WeightsEnum, get_model, get_model_weights
 from torchvision.models.video import VideoResNet
 
 
-def serve_random_weights() -> None:
-    """From now on, in this process."""
-    WeightsEnum.url = property(random_url)
-
-
 def random_url(entry: WeightsEnum) -> str:
     """Where the weights "are": an address that ends with the name of a file that is there already."""
     folder = Path(hub.get_dir()) / "checkpoints"

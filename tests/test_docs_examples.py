@@ -12,6 +12,7 @@ import pytest
 
 from tests.docs_examples import PAGES, RUNNABLE, blocks_of, check, commands_of, name_of, program_of, simple_commands
 from tests.docs_sandbox import environment_of, make_sandbox, run_page
+from tests.docs_shorter import shorten_demo
 
 WITH_EXAMPLES = [page for page in PAGES if blocks_of(page)]
 RUN = [page for page in WITH_EXAMPLES if any(block.reason is None for block in blocks_of(page))]
@@ -71,6 +72,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder that the pages begin with, and named weights without a network."""
     from torchvision.models import WeightsEnum
 
+    from stages import demo
     from tests.docs_sandbox_weights import random_url
 
     folder = tmp_path_factory.mktemp("docs")
@@ -78,6 +80,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name, value in environment_of(folder).items():
             patch.setenv(name, value)
         patch.setattr(WeightsEnum, "url", property(random_url))
+        patch.setattr(demo, "make_samples", demo.make_samples)  # put back afterwards
+        shorten_demo()
         make_sandbox(folder)
         yield folder
     shutil.rmtree(folder)  # with the weights of every network that the pages name

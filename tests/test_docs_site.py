@@ -108,6 +108,11 @@ def test_the_reference_has_every_command_and_every_option(site: Path) -> None:
             if isinstance(param, click.Option) and not param.hidden:
                 long = next(each for each in param.opts if each.startswith("--"))
                 assert f'id="{name}{long.replace("--", "-", 1)}"' in text, (path, long)
+    assert "\\&lt;" not in text  # Markdown knows no such escape: the backslash would be seen
+
+
+def test_the_files_of_the_package_stand_in_lines(site: Path) -> None:
+    assert re.search(r"<code>asking .*\n.*extract_options ", (site / "reference" / "api.html").read_text("utf-8"))
 
 
 def test_the_schema_and_the_changes_are_the_files_themselves(site: Path) -> None:

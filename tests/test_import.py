@@ -125,6 +125,8 @@ def test_a_layout_that_is_not_certain_is_asked_for() -> None:
     assert decide({"a": (6, 4), "b": (6, 5)}, None) == ("dt", 6)
     assert decide({"a": (4, 6), "b": (5, 6), "c": (4, 7)}, "td") == ("td", 6)
     assert decide({"a": (4, 6)}, None, is_td=True) == ("td", 6)
+    assert decide({"a": (4, 6)}, None, rows={"a": 4}) == ("td", 6)
+    assert decide({"a": (4, 6), "b": (4, 6)}, None, rows={"a": 6, "b": 6}) == ("dt", 4)
     for shapes in ({"a": (4, 6)}, {"a": (4, 6), "b": (4, 6)}, {"a": (4, 6), "b": (5, 6), "c": (4, 7)}):
         with pytest.raises(UserError, match=r"--layout td .* --layout dt"):
             decide(shapes, None)

@@ -6,6 +6,7 @@ called, and repeats the defaults that the texts of our options end with.
 
 import re
 from collections.abc import Iterator
+from html import escape
 from inspect import cleandoc
 
 import click
@@ -13,7 +14,7 @@ import click
 from stages.cli import main
 from stages.options import option_sections
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|])")
 _OPTION = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
 
 
@@ -59,4 +60,6 @@ def _prose(text: str) -> str:
 def _escaped(text: str) -> str:
     """Text that means itself; what stands in backticks is code, as it is meant."""
     pieces = re.split(r"(`[^`]+`)", text)
-    return "".join(piece if at % 2 else _MARKDOWN.sub(r"\\\1", piece) for at, piece in enumerate(pieces))
+    return "".join(
+        piece if at % 2 else _MARKDOWN.sub(r"\\\1", escape(piece, quote=False)) for at, piece in enumerate(pieces)
+    )
