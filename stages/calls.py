@@ -67,7 +67,8 @@ class Calls(click.Group):
             raise Refusal(str(error)) from error
         except KeyboardInterrupt:
             if not events.on():
-                click.echo("Interrupted." + " The same command goes on." * _resumable(ctx), err=True)
+                how = " Run the same command again to go on where it stopped."
+                click.echo("Interrupted." + how * _resumable(ctx), err=True)
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output (head, less) has seen enough
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that closing it at exit succeeds

@@ -364,7 +364,7 @@ def samples(folder: Path) -> None:
     click.echo(f"{len(clips)} clips in {folder}")
 
 
-@main.command(short_help="The whole walk on clips made here, in a minute.")
+@main.command(short_help="The whole walk on clips made here, in minutes.")
 @click.argument("folder", type=DATA, default=Path("data"))
 def demo(folder: Path) -> None:
     """Make sample clips in FOLDER (default: data), bank them, train a head and fine-tune. Needs no

@@ -26,6 +26,7 @@ _SHOWN = (
     "frames",
     "took",
 )
+_RESULTS = ("score", "difference")
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,16 @@ def run(config: CompareConfig) -> int:
 
 
 def _table(rows: Sequence[dict[str, str]]) -> list[str]:
-    """A line per run under a line of names; what all runs share is said once, above: of one run everything."""
-    shared = {name: rows[0][name] for name in _SHOWN if len({row[name] for row in rows}) == 1}
+    """A line per run under a line of names; what all runs share is said once, above: of one run everything.
+
+    What came out stays in each run's line: two runs with the same score do not share it, they have met.
+    """
+    own = _RESULTS if len(rows) > 1 else ()
+    shared = {name: rows[0][name] for name in _SHOWN if name not in own and len({row[name] for row in rows}) == 1}
     if "head" not in shared:
         shared["head"], heads = _heads([row["head"].split(", ") for row in rows])
         rows = [row | {"head": head} for row, head in zip(rows, heads, strict=True)]
-    columns = [name for name in _SHOWN if len({row[name] for row in rows}) > 1]
+    columns = [name for name in _SHOWN if name in own or len({row[name] for row in rows}) > 1]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
     lines = [f"{name:<12}{text}" for name, text in shared.items() if text]
     if not columns:

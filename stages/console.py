@@ -127,16 +127,17 @@ def interval_words(interval: Sequence[float] | None) -> str:
 
 
 def workers_words(workers: Mapping[str, WorkerState], unit: str) -> str:
-    """ "2 workers: 0 152, 1 149 frames/s (2 failed); 1 straggles at clip7": how fast each is, and who is in trouble."""
+    """ "2 workers: worker 0 152 frames/s, worker 1 98 frames/s; 1 straggling, at a": how fast, who is in trouble."""
     there = {name: state for name, state in workers.items() if state.address}
     rates = sorted((state.frames_per_second, name) for name, state in there.items())
     text = counted(len(there), "worker")
     if rates and len(rates) <= _NAMED_WORKERS:
         each = (
-            f"{name} {state.frames_per_second:.0f}" + (f" ({state.failures} failed)" if state.failures else "")
+            f"worker {name} {state.frames_per_second:.0f} {unit}s/s"
+            + (f" ({state.failures} failed)" if state.failures else "")
             for name, state in there.items()
         )
-        text += f": {', '.join(each)} {unit}s/s"
+        text += f": {', '.join(each)}"
     elif rates:
         (least, slowest), (middle, _) = rates[0], rates[len(rates) // 2]
         text += f": {middle:.0f} {unit}s/s each, the slowest {slowest} {least:.0f}"

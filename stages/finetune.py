@@ -192,7 +192,7 @@ def _run(config: FinetuneConfig, threads: int) -> int:
         if not banks:
             words.show_unbanked(display, opened.halves)
         elif not _bank(config, opened, banks, display, device):
-            display.line("Interrupted; the same command goes on.")
+            display.line("Interrupted. Run the same command again to go on where it stopped.")
             return INTERRUPTED
         with display.busy("reading what is banked"):
             joint = _joint(config, opened, banks, device)

@@ -126,6 +126,8 @@ def run(config: PredictConfig) -> int:
         _write(config, predictions, found, failures)
         if config.timeline is not None:
             timelines.write(config.timeline, bundle, source_text(str(config.run)), said, _all_words(predictions))
+        if files := [path for path in outputs.values() if path not in (None, STDOUT)]:
+            display.field("Written", ", ".join(map(str, files)))
     elif config.json == STDOUT:
         write_json(STDOUT, {"run": source_text(str(config.run)), "videos": [], "failed": records(failures)})
     elif any(outputs.values()):

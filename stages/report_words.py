@@ -255,7 +255,8 @@ def made_by(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Network", f"{recipe['backbone']}, layer {recipe['layer']} ({shape})"),
         ("Weights", f"{config.get('weights', '')}, SHA-256 {recipe['weights_sha256'][:12]}…"),
         ("Input", input_words(recipe["preprocessing"])),
-        ("Frames", f"{sampling_words(recipe['sampling'])}; {window_words(recipe)}"),
+        ("Frames", sampling_words(recipe["sampling"])),
+        ("A row is of", window_words(recipe)),
         ("Precision", f"computed in {recipe['precision']}, stored as {recipe['store']}"),
     ]
 

@@ -132,7 +132,9 @@ class Watch:
     def begin(self, fold: str, seed: int) -> None:
         """The next fold begins."""
         self._done += 1
-        self._what = f"fold {fold}" + (f", seed {seed}" if seed else "")
+        # a single split is one fold called "test"; "all" comes last, and is the head that is kept
+        which = {"test": [], "all": ["head that is kept, on all videos"]}.get(fold, [f"fold {fold}"])
+        self._what = ", ".join([*which, *([f"seed {seed}"] if seed else [])]) or "training"
         self._fields = {"fold": fold, "seed": seed}
         events.tell("training", **self._fields, number=self._done + 1, of=self._trainings, epochs=self._epochs)
         self._show(self._done * self._epochs, self._what, **self._fields)

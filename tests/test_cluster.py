@@ -356,7 +356,7 @@ def test_what_is_said_of_workers() -> None:
     one = WorkerState("tcp://a", frames_per_second=151.6)
     two = WorkerState("tcp://b", frames_per_second=98.2, failures=2, straggling=True, in_work=("clip7", "clip9"))
     assert workers_words({"0": one, "1": two}, "frame") == (
-        "2 workers: 0 152, 1 98 (2 failed) frames/s; 1 straggling, at clip7, clip9"
+        "2 workers: worker 0 152 frames/s, worker 1 98 frames/s (2 failed); 1 straggling, at clip7, clip9"
     )
     silent = WorkerState("tcp://c", frames_per_second=120, last_seen=45)
     many = {str(number): one for number in range(6)} | {"slow": two, "mute": silent, "lost": WorkerState()}

@@ -145,7 +145,7 @@ def test_what_the_heads_share_is_said_once(tmp_path: Path, capsys: pytest.Captur
     assert run(CompareConfig(tuple(folders))) == 0
     out = capsys.readouterr().out
     assert "head        centred, …, last state, batch norm\n" in out
-    assert re.search(r"lstm +LSTM 128$", out, re.MULTILINE)
+    assert re.search(r"lstm +LSTM 128  ", out, re.MULTILINE)
     assert run(CompareConfig((folders[0], deeper))) == 0
     out = capsys.readouterr().out
     assert "head        centred, LSTM 128, last state, batch norm, …\n" in out
@@ -161,3 +161,12 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     (one / "results.json").unlink()
     with pytest.raises(UserError, match="not finished"):
         run(CompareConfig((one,)))
+
+
+def test_runs_of_the_same_score_each_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = finished(tmp_path / "one", 0.75, head=HeadConfig(layers=1))
+    two = finished(tmp_path / "two", 0.75, head=HeadConfig(layers=2))
+    assert run(CompareConfig((one, two))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not any(line.startswith("score ") for line in lines)
+    assert sum("0.750 [0.650, 0.850]" in line and "+0.150" in line for line in lines) == 2

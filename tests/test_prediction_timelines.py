@@ -94,6 +94,8 @@ def test_the_numbers_are_those_of_the_predictions(run: str, folder: Path, tmp_pa
     result = predicted(folder, run, *outputs, *(["--frames", tmp_path / "f.csv"] if steps else []))
     made = json.loads((tmp_path / "t.json").read_text())
     videos = pd.read_csv(tmp_path / "p.csv").set_index("id")
+    written = ", ".join(str(tmp_path / name) for name in ["p.csv", *(["f.csv"] if steps else []), "t.json"])
+    assert f"Written     {written}" in result.stdout
     assert [each["id"] for each in made["videos"]] == ["new", "other"]
     for each in made["videos"]:
         assert f"{each['id']:<5}  {each['predicted']}" in result.stdout

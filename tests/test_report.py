@@ -145,6 +145,33 @@ def test_every_task_is_drawn_and_accessible(name: str, width: int, scheme: str, 
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_no_legend_lies_on_its_plot(width: int, folder: Path, browser: Any) -> None:
+    """Four classes with long names: two rows of them in a wide chart, four in a narrow one."""
+    with opened(browser, folder / "classes" / "report.html", width=width) as page:
+        gaps = page.evaluate(
+            """() => {
+                const names = ["backwards-shrinking", "backwards-swelling", "forwards-shrinking", "forwards-swelling"];
+                const series = names.map((name) => ({ name, data: [[0, 0], [1, 1]] }));
+                const axis = { name: "Share", min: 0, max: 1 };
+                return [270, 330, 700].map((wide) => {
+                    const element = document.createElement("div");
+                    element.style.cssText = `width: ${wide}px; height: 300px`;
+                    document.body.append(element);
+                    const { chart } = Charts.add(element, () => Charts.option({ x: axis, y: axis, series }, element));
+                    const texts = [...element.querySelectorAll("text")];
+                    const there = texts.filter((text) => names.includes(text.textContent));
+                    const low = Math.max(...there.map((text) => text.getBoundingClientRect().bottom));
+                    const one = chart.convertToPixel({ gridIndex: 0 }, [0, 1])[1];
+                    const top = one + element.getBoundingClientRect().top;
+                    element.remove();
+                    return there.length === 4 ? top - low : -1000;
+                });
+            }"""
+        )
+    assert min(gaps) > 0, gaps
+
+
 def test_bars_over_time_are_those_of_the_frames(folder: Path, browser: Any) -> None:
     frames = pd.read_csv(folder / "frames" / "frames.csv")
     with opened(browser, folder / "frames" / "report.html") as page:

@@ -24,6 +24,7 @@ from pipeline.bank import Bank
 from stages import events, progress
 from stages.cli import main
 from stages.console import Display
+from stages.training_words import Watch
 from tests.banks import bank_of, fill, in_order
 from tests.clips import make_clip
 from tests.commands import SETTINGS, framebank
@@ -401,6 +402,16 @@ def test_what_takes_long_and_counts_nothing_is_heard_of(
     said = capsys.readouterr().err.splitlines()
     assert "25% · fold 0, epoch 1" in said
     assert not any("within" in line or "packing" in line for line in said)
+
+
+def test_progress_of_training_is_in_words_of_the_split() -> None:
+    shown: list[str] = []
+    watch = Watch(lambda _done, what="", **_fields: shown.append(what), 3, 2)
+    for fold, seed in (("test", 0), ("2", 1), ("all", 0)):
+        watch.begin(fold, seed)
+    watch.epoch({"epoch": 2, "train_loss": 0.25})
+    kept = "head that is kept, on all videos"
+    assert shown == ["training", "fold 2, seed 1", kept, f"{kept}, epoch 2, loss 0.250"]
 
 
 def test_named_weights_are_looked_for_where_torch_home_says(
