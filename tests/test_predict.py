@@ -114,9 +114,10 @@ def test_the_same_as_from_the_bank(made: tuple[Path, Path], tmp_path: Path, caps
     assert videos[3]["path"] == str(data / "late.mkv")
     assert videos[1]["probability"]["up"] == pytest.approx(wanted[1, 2], abs=1e-6)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-4:] == [
+    assert lines[-5:-1] == [
         f"{video:<5}  {LABELS[row.argmax()]} {row.max():.3f}" for video, row in zip(ids, wanted, strict=True)
     ]
+    assert lines[-1] == f"Written     {tmp_path / 'p.csv'}, {tmp_path / 'p.json'}"
 
 
 def test_frames_and_segments_of_a_head_that_predicts_every_frame(made: tuple[Path, Path], tmp_path: Path) -> None:
