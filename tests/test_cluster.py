@@ -91,7 +91,7 @@ def test_a_joined_cluster_makes_the_bank_that_one_process_makes(data: Path, out:
     assert said(result, "Cluster").startswith("1 worker on 1 machine, of tcp://127.0.0.1:")
     assert "dashboard http://127.0.0.1:" in said(result, "Cluster")
     assert said(result, "Banked").startswith("6 videos · 39 frames")
-    assert said(result, "Workers").startswith("1 worker: far ")
+    assert said(result, "Workers").startswith("1 worker: worker far ")
     with Bank(out) as one, Bank(other) as two:
         assert list(one) == list(two)
         assert all(np.array_equal(one[video], two[video]) for video in one)
@@ -317,7 +317,7 @@ def test_two_ctrl_c_while_workers_start_end_them_all(data: Path, out: Path) -> N
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert output == "Interrupted.\n"
+    assert output == "Interrupted. Run the same command again to go on where it stopped.\n"
     assert process.returncode in (130, -signal.SIGINT)  # the second where the interpreter was ending already
 
 

@@ -104,7 +104,7 @@ def test_a_file_opens_with_its_idea_and_is_short(path: Path) -> None:
 
 def mapped(package: object) -> list[str]:
     """The modules that a package's map names, from top to bottom."""
-    return re.findall(r"^([a-z_]+)(?: {2,}\S|$)", package.__doc__ or "", re.MULTILINE)
+    return re.findall(r"^ {,4}([a-z_]+)(?: {2,}\S|$)", package.__doc__ or "", re.MULTILINE)
 
 
 @pytest.mark.parametrize("package", [framebank, pipeline, stages], ids=lambda package: package.__name__)
