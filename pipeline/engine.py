@@ -37,7 +37,8 @@ from pipeline.views import described
 
 CPU = torch.device("cpu")
 _SHOW_SECONDS = 0.25
-_STAGED_BYTES = 32 << 20  # rows that a lane prepares on a CPU before it embeds them
+_STAGED_BYTES = 32 << 20  # rows that a lane prepares on a CPU before it embeds them, at most
+_STAGED_SECONDS = 0.5  # that it takes to embed them: at the end one lane waits for another by so much
 
 
 @dataclass
@@ -90,6 +91,7 @@ class _Lane:
     ) -> None:
         self.buffers = deque(buffers)  # the first is being filled; the others are those of batches under way
         self.batch_size, self.stop = batch_size, stop
+        self.ready = batch_size  # places that are filled before they are embedded
         self.owners: list[_Video] = []  # of its filled places
         self.under_way: deque[tuple[Callable[[], np.ndarray], list[_Video]]] = deque()
         self.spent = Spent()
@@ -150,7 +152,7 @@ class _Lane:
         for inputs in row.inputs:
             self.buffers[0][len(self.owners)] = inputs
             self.owners.append(video)
-            if len(self.owners) == len(self.buffers[0]):
+            if len(self.owners) == self.ready:
                 self.flush()
 
     def flush(self) -> None:
@@ -160,6 +162,7 @@ class _Lane:
         """
         buffer, owners, self.owners = self.buffers[0], self.owners, []
         self.buffers.rotate(-1)
+        begun = time.perf_counter()
         for first in range(0, len(owners), self.batch_size):
             if self.stop.is_set():
                 return
@@ -170,6 +173,9 @@ class _Lane:
                 self.take()
             if self.now:  # a slow network is no hanging video
                 self.now = (self.now[0], time.monotonic())
+        seconds_per_row = (time.perf_counter() - begun) / len(owners)
+        batches = min(_STAGED_SECONDS / seconds_per_row, len(buffer)) // self.batch_size
+        self.ready = max(1, int(batches)) * self.batch_size
 
     def take(self) -> None:
         """Wait for the results of the earliest batch under way, and give each video its rows."""

@@ -6,6 +6,7 @@ waits, from 1 to 30 seconds long, smaller towards the end, so that all workers f
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -66,7 +67,8 @@ class Waiting:
             pace: cost that a worker gets done in a second; None while that is not known.
         """
         share = self._cost / (_SHARE * workers if workers > 1 else 1)
-        budget = min(share, _FIRST) if pace is None else min(max(share, SHORTEST * pace), LONGEST * pace)
+        longest = LONGEST if workers > 1 else inf  # nobody waits for a single one
+        budget = min(share, _FIRST) if pace is None else min(max(share, SHORTEST * pace), longest * pace)
         fewest = max(1, min(lanes, len(self) // max(1, workers)))
         piece: list[Video] = []
         spent = 0.0

@@ -308,7 +308,7 @@ def test_batches_that_lie_ready_are_not_embedded_after_a_stop_and_count_as_progr
 
     def slow(frames: torch.Tensor) -> Callable[[], np.ndarray]:
         assert progress.frames == sum(done)
-        time.sleep(0.3)
+        time.sleep(0.1)
         done.append(len(frames))
         if len(done) == 5:
             stop.set()
