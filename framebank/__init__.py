@@ -28,8 +28,8 @@ The files, of which each imports only from those above it:
     finetune_options
     evaluate_options
     predict_options
-    banks               Bank: a mapping of arrays; as dask arrays, xarray, and a data set of torch
     datasets            SequenceDataset: sequences with their targets, and batches of them, packed
+    banks               Bank: a mapping of arrays; as dask arrays, xarray, and a data set of torch
     runs                Run and Evaluation: what came of training, and of scoring once more
     prediction          Predictor: a finished run that predicts videos, or features
     work                extract, train_head, finetune, evaluate, report, explore

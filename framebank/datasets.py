@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import Dataset
 
-from framebank.banks import Bank
+from pipeline.bank import Bank
 from pipeline.errors import UserError
 from pipeline.targets import Targets
 
@@ -58,7 +58,7 @@ class SequenceDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
         """Sequence and target of one video, as float32 and as above."""
         if os.getpid() != self._process:  # files that were opened before a fork are not to be shared
-            self._bank, self._process = Bank(self._bank.path), os.getpid()
+            self._bank, self._process = type(self._bank)(self._bank.path), os.getpid()
         video = self.ids[place]
         rows = self._bank[video]
         sequence = torch.from_numpy((rows[0] if self._views else rows).astype(np.float32))

@@ -120,7 +120,7 @@ finetuning     one fold, end to end: a head and its backbone -> both trained tog
 baselines      what does without order: majority, last frame, pooled features
 results        held-out predictions -> scores, intervals, differences, tables
 held_out       what heads and baselines say of the test part of a fold
-recorded       what a finished run wrote down of its held-out videos, read back
+recorded       what a finished run wrote down, read back: settings, results, folds, held-out videos
 rescoring      a finished run's heads once more, on its own or other banks
 starting_point  what fine-tuning starts from: a finished run, or a bank and new heads
 export_check   exported models beside what they were made of

@@ -1,17 +1,52 @@
-"""What a finished run wrote down of its held-out videos, read back: its tables, and what they were made of."""
+"""What a finished run wrote down, read back: settings, results, folds, and its tables of held-out videos."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline import runs
+from pipeline import runs, splits
 from pipeline.errors import UserError
 from pipeline.results import HeldOut, Task
 from pipeline.segments import IGNORED
+from pipeline.splits import Fold
 from pipeline.targets import SEPARATOR
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A finished run: its folder, config.json, results.json, task and folds."""
+
+    folder: Path
+    config: dict[str, Any]
+    results: dict[str, Any]
+    task: Task
+    folds: list[Fold]
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked, resolved."""
+        return self.config["config"]
+
+    @property
+    def finetuned(self) -> dict[str, Any] | None:
+        """How backbone and head were trained together; None where only a head was trained."""
+        return self.asked.get("finetune")
+
+    @property
+    def tested(self) -> list[str]:
+        """The ids that were held out."""
+        return [video for fold in self.folds for video in fold.test]
+
+
+def read_run(folder: Path) -> Recorded:
+    """A finished run. UserError if there is none."""
+    config, results = runs.read_config(folder), runs.read_results(folder)
+    folds, _ = splits.read_splits(folder / "splits.csv")
+    return Recorded(folder, config, results, task_of(results), folds)
 
 
 def task_of(results: Mapping[str, Any]) -> Task:

@@ -11,31 +11,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import recorded, report_curves, report_errors, runs, splits
+from pipeline import recorded, report_curves, report_errors
 from pipeline.errors import UserError
 from pipeline.metrics import higher_is_better
+from pipeline.recorded import Recorded
 from pipeline.results import HeldOut, Task
-from pipeline.splits import PARTS, Fold
+from pipeline.splits import PARTS
 
 KINDS = {"class": "one class", "multilabel": "any of the labels", "value": "a number"}
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished run, read: folder, config.json, results.json, task, folds, metrics.csv and held-out predictions."""
+class Finished(Recorded):
+    """A finished run with metrics.csv and its held-out predictions."""
 
-    folder: Path
-    config: dict[str, Any]
-    results: dict[str, Any]
-    task: Task
-    folds: list[Fold]
     epochs: pd.DataFrame
     held: HeldOut
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What was asked, resolved."""
-        return self.config["config"]
 
     @property
     def monitor(self) -> str:
@@ -45,15 +36,13 @@ class Finished:
 
 def read(folder: Path) -> Finished:
     """A finished run. UserError if there is none, or a table of it is damaged."""
-    config, results = runs.read_config(folder), runs.read_results(folder)
-    task = recorded.task_of(results)
-    folds, _ = splits.read_splits(folder / "splits.csv")
+    run = recorded.read_run(folder)
     try:
         epochs = pd.read_csv(folder / "metrics.csv", dtype={"fold": str})
     except (OSError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise UserError(f"{folder / 'metrics.csv'} cannot be read ({said}); restore it, or train again.") from None
-    return Finished(folder, config, results, task, folds, epochs, recorded.held_out(folder, task))
+    return Finished(**vars(run), epochs=epochs, held=recorded.held_out(folder, run.task))
 
 
 def scores(results: Mapping[str, Any], own: str) -> dict[str, Any]:

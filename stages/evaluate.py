@@ -23,9 +23,10 @@ from pipeline.bundles import Bundle, check_banks, load_bundle, load_for, seen_in
 from pipeline.encoder import choose_device
 from pipeline.errors import UserError
 from pipeline.held_out import hold_out
-from pipeline.results import HeldOut, Task, class_table, joined, metrics_of, score_rows
+from pipeline.recorded import Recorded, read_run
+from pipeline.results import HeldOut, class_table, joined, metrics_of, score_rows
 from pipeline.sources import source_path
-from pipeline.splits import PARTS, Fold
+from pipeline.splits import PARTS
 from pipeline.starting_point import find_sources
 from pipeline.targets import as_asked
 from pipeline.writing import check_outputs, write_json
@@ -60,27 +61,6 @@ class EvaluateConfig:
     quiet: bool = False
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A finished run: its folder, what was asked, what came of it, and its folds."""
-
-    folder: Path
-    config: dict[str, Any]
-    results: dict[str, Any]
-    task: Task
-    folds: list[Fold]
-
-    @property
-    def tested(self) -> list[str]:
-        """The ids that were held out."""
-        return [video for fold in self.folds for video in fold.test]
-
-    @property
-    def finetuned(self) -> dict[str, Any] | None:
-        """How backbone and head were trained together; None where only a head was trained."""
-        return self.config["config"].get("finetune")
-
-
 def run(config: EvaluateConfig) -> int:
     """Score the run's videos, or other banks', and print the metrics.
 
@@ -91,7 +71,7 @@ def run(config: EvaluateConfig) -> int:
         UserError: it could not be done as asked.
     """
     display = Display.beside(config.json, quiet=config.quiet)
-    finished = _read(config.run)
+    finished = read_run(config.run)
     device = choose_device(config.device)
     with ExitStack() as stack:
         remedy = f"give where it lies now: `framebank evaluate {config.run} BANK`"
@@ -109,13 +89,7 @@ def run(config: EvaluateConfig) -> int:
         return _other(display, config, finished, banks, device)
 
 
-def _read(folder: Path) -> _Run:
-    results = runs.read_results(folder)
-    folds, _ = splits.read_splits(folder / "splits.csv")
-    return _Run(folder, runs.read_config(folder), results, recorded.task_of(results), folds)
-
-
-def _anew(display: Display, finished: _Run, banked: Bank, device: torch.device, typed: str | None) -> Reading:
+def _anew(display: Display, finished: Recorded, banked: Bank, device: torch.device, typed: str | None) -> Reading:
     """The backbone of each bundle, run over the files that it was trained on."""
     asked = finished.finetuned or {}
     data = Path(source_path(asked["data"]))
@@ -134,7 +108,12 @@ def _anew(display: Display, finished: _Run, banked: Bank, device: torch.device, 
 
 
 def _own(
-    display: Display, config: EvaluateConfig, finished: _Run, banks: list[Bank], device: torch.device, reading: Reading
+    display: Display,
+    config: EvaluateConfig,
+    finished: Recorded,
+    banks: list[Bank],
+    device: torch.device,
+    reading: Reading,
 ) -> int:
     """The run's own videos: those held out, by the heads that scored them then, and held against what they said.
 
@@ -190,7 +169,9 @@ def _own(
     return OK if same else DIFFERENT
 
 
-def _other(display: Display, config: EvaluateConfig, finished: _Run, banks: list[Bank], device: torch.device) -> int:
+def _other(
+    display: Display, config: EvaluateConfig, finished: Recorded, banks: list[Bank], device: torch.device
+) -> int:
     """Videos of other banks by the final head, without those that it was trained on."""
     bundle = load_bundle(config.run)
     asked = dict(finished.config["config"])
@@ -254,7 +235,7 @@ def _groups(asked: dict[str, Any], bank: Bank, ids: Sequence[str]) -> list[str] 
     return None if groups is None else [groups[video] for video in ids]
 
 
-def _show(display: Display, finished: _Run, held: HeldOut, groups: list[str] | None) -> dict[str, Any]:
+def _show(display: Display, finished: Recorded, held: HeldOut, groups: list[str] | None) -> dict[str, Any]:
     """Print the metrics and the table of classes; returns them for JSON."""
     task = finished.task
     metrics = metrics_of(task, held)
@@ -292,7 +273,7 @@ def _show(display: Display, finished: _Run, held: HeldOut, groups: list[str] | N
     }
 
 
-def _show_parts(display: Display, finished: _Run, said: dict[str, HeldOut]) -> dict[str, Any]:
+def _show_parts(display: Display, finished: Recorded, said: dict[str, HeldOut]) -> dict[str, Any]:
     """How the heads do on what trained them, on what chose them and on what they had never seen."""
     task = finished.task
     content = {}

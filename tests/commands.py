@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 from click.testing import CliRunner, Result
 
 from stages.cli import main
@@ -24,3 +25,14 @@ def extract(data: Path, out: Path, *arguments: object) -> Result:
 def said(result: Result, field: str) -> str:
     """The line of a summary that begins with a field's name."""
     return next(line[12:] for line in result.stdout.splitlines() if line.startswith(field))
+
+
+def bank_of_fights(shared: Path, out: Path) -> None:
+    """Bank 60 clips of the fights, on ImageNet weights."""
+    data = shared / "data" / "fights"
+    manifest = pd.read_csv(data / "manifest.csv", dtype=str).iloc[::5]
+    some = out.with_suffix(".csv")
+    manifest.assign(path=[str(data / path) for path in manifest["path"]]).to_csv(some, index=False)
+    weights = shared / "weights" / "squeezenet1_1-imagenet.pth"
+    options = ("--backbone", "squeezenet1_1", "--weights", weights, "--quiet")
+    assert framebank("extract", some, "--out", out, *options).exit_code == 0

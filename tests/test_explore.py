@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -16,7 +15,7 @@ from stages.explore import ExploreConfig, run
 from tests.banks import bank_of, embeddings, fill
 from tests.browser import WIDTHS, findings, opened
 from tests.clips import make_clip
-from tests.commands import extract, framebank
+from tests.commands import bank_of_fights, extract, framebank
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 LABELS = ("</script><b>&", 'say "hi"')
@@ -276,12 +275,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_page_of_real_videos_and_of_thousands(shared: Path, tmp_path: Path, browser: Any) -> None:
     """60 clips of the fights, on ImageNet weights; and 3,500 videos without files."""
-    data = shared / "data" / "fights"
-    manifest = pd.read_csv(data / "manifest.csv", dtype=str).iloc[::5]
-    manifest.assign(path=[str(data / path) for path in manifest["path"]]).to_csv(tmp_path / "some.csv", index=False)
-    weights = shared / "weights" / "squeezenet1_1-imagenet.pth"
-    options = ("--backbone", "squeezenet1_1", "--weights", weights, "--quiet")
-    assert framebank("extract", tmp_path / "some.csv", "--out", tmp_path / "b.h5", *options).exit_code == 0
+    bank_of_fights(shared, tmp_path / "b.h5")
     bank_of(tmp_path / "many.h5", {f"{place % 9}/{place}": embeddings(f"{place}", 12) for place in range(3500)})
     for name in ("b", "many"):
         assert framebank("explore", tmp_path / f"{name}.h5").exit_code == 0

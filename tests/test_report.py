@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from stages.report import ReportConfig, run
 from tests.browser import WIDTHS, findings, opened
 from tests.clips import make_clip
-from tests.commands import extract, framebank
+from tests.commands import bank_of_fights, extract, framebank
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 TRAIN = ("--folds", 2, "--epochs", 2, "--hidden", 4, "--pca", 4, "--quiet", "--device", "cpu")
@@ -244,12 +244,7 @@ def test_a_page_never_replaces_what_a_run_is_made_of(folder: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_the_report_of_real_videos(shared: Path, tmp_path: Path, browser: Any) -> None:
     """60 clips of the fights, on ImageNet weights."""
-    data = shared / "data" / "fights"
-    manifest = pd.read_csv(data / "manifest.csv", dtype=str).iloc[::5]
-    manifest.assign(path=[str(data / path) for path in manifest["path"]]).to_csv(tmp_path / "some.csv", index=False)
-    weights = shared / "weights" / "squeezenet1_1-imagenet.pth"
-    options = ("--backbone", "squeezenet1_1", "--weights", weights, "--quiet")
-    assert framebank("extract", tmp_path / "some.csv", "--out", tmp_path / "b.h5", *options).exit_code == 0
+    bank_of_fights(shared, tmp_path / "b.h5")
     trained = framebank("train-head", tmp_path / "b.h5", "--out", tmp_path / "run", "--folds", 3, "--quiet")
     assert trained.exit_code == 0
     assert framebank("report", tmp_path / "run").exit_code == 0
