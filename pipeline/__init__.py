@@ -39,6 +39,7 @@ blocks         the pieces of a backbone that a person would name, in order, and 
 unfreezing     which pieces of a backbone train, from which epoch on, at which learning rate; the rest is frozen
 halves         a backbone -> the part before what trains, and the part from there on
 folding        frozen BatchNorm folded into the convolution before it
+prepacking     convolutions laid out for the CPU beforehand, with what follows them fused
 compiling      the network compiled for its one batch shape, where that pays for itself
 allocator      the C library's allocator told to keep what it has
 encoder        full batches of prepared frames -> embeddings, on any device and precision

@@ -48,33 +48,36 @@ class Compiling:
     on_note: Callable[[str], None]
     done: bool = False
 
-    def __call__(self, forward: Forward, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Forward:
-        """The compiled network where that is as the bank was begun, or pays; else `forward` itself.
+    def __call__(
+        self, forward: Forward, otherwise: Forward, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> Forward:
+        """The compiled network where that is as the bank was begun, or pays; else `otherwise`.
 
         Args:
-            forward: from uint8 rows of `shape` on the device to float32 embeddings.
+            forward: from uint8 rows of `shape` on the device to float32 embeddings: what is compiled.
+            otherwise: the same, as it runs without.
             shape: of every batch, (B, *input_shape).
             device: where.
             dtype: what it computes in, which says how far rounding may go.
         """
         if self.banked is False or device.type not in ("cpu", "cuda"):
-            return forward
+            return otherwise
         generator = torch.Generator().manual_seed(0)
         rows = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
         with one_thread():
-            if self.banked is None and not self._pays(forward, rows, device):
-                return forward
+            if self.banked is None and not self._pays(otherwise, rows, device):
+                return otherwise
             try:
                 faster = compiled(forward, rows)
-                difference = _difference(forward, faster, rows)
+                difference = _difference(otherwise, faster, rows)
             except Exception as error:  # noqa: BLE001 - the compiler's own errors are of any class
                 self._say(_reason(error))
-                return forward
+                return otherwise
             if not difference <= TOLERANCES[dtype]:
                 self._say(f"compiled, its embeddings differ by {difference:.2g} of the largest")
-                return forward
-            self.done = self.banked is not None or _gain(forward, faster, rows) >= KEPT_GAIN
-        return faster if self.done else forward
+                return otherwise
+            self.done = self.banked is not None or _gain(otherwise, faster, rows) >= KEPT_GAIN
+        return faster if self.done else otherwise
 
     def _pays(self, forward: Forward, rows: Tensor, device: torch.device) -> bool:
         """Whether compiling saves more time than it takes, by what one forward pass takes here."""

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.backbone import Backbone
-from pipeline.encoder import PRECISIONS, channels_last, in_channels_last, placed
+from pipeline.encoder import PRECISIONS, channels_last, choose_batch_size, in_channels_last, made_fast, placed
 from pipeline.errors import UserError
 from pipeline.halves import Suffix
 from pipeline.heads import Carry, Head, HeadConfig
@@ -192,6 +192,9 @@ def front_of(backbone: Backbone, prefix: Backbone | None, precision: str, device
     the normalisation and, in `precision`, the frozen part of the backbone, if there is one."""
     dtype = PRECISIONS[precision]
     module = None if prefix is None else placed(prefix.module, device, dtype)
+    if module is not None and device.type == "cpu":
+        batch_size = choose_batch_size("auto", device, window=backbone.window) or 1
+        module = made_fast(module, torch.zeros(batch_size, *backbone.input_shape, dtype=dtype))
 
     def front(rows: Tensor) -> Tensor:
         inputs = normalise(backbone.preprocessing, rows, backbone.window)

@@ -78,7 +78,7 @@ def test_a_bank_begun_compiled_is_gone_on_with_compiled(precision: str, toleranc
     forward, notes = small(PRECISIONS[precision]), []
     rows = some(BATCH, 3, 16, 16)
     compiling = Compiling(rows=1, lanes=1, banked=True, on_note=notes.append)
-    faster = compiling(forward, tuple(rows.shape), CPU, PRECISIONS[precision])
+    faster = compiling(forward, forward, tuple(rows.shape), CPU, PRECISIONS[precision])
     assert compiling.done
     assert faster is not forward
     assert not notes
@@ -123,7 +123,7 @@ def test_it_pays_from_so_many_rows_on() -> None:
 def test_what_does_not_pay_or_was_begun_otherwise_is_not_compiled(rows: int, banked: bool | None) -> None:
     forward, notes = small(torch.float32), []
     compiling = Compiling(rows, 1, banked, notes.append)
-    assert compiling(forward, (BATCH, 3, 16, 16), CPU, torch.float32) is forward
+    assert compiling(forward, forward, (BATCH, 3, 16, 16), CPU, torch.float32) is forward
     assert not compiling.done
     assert not notes
 
@@ -134,7 +134,7 @@ def test_what_torch_cannot_compile_runs_as_it_is_and_says_so() -> None:
 
     notes: list[str] = []
     compiling = Compiling(1, 1, True, notes.append)
-    assert compiling(forward, (2, 3), CPU, torch.float32) is forward
+    assert compiling(forward, forward, (2, 3), CPU, torch.float32) is forward
     assert not compiling.done
     (note,) = notes
     assert note.startswith("The network runs uncompiled (torch cannot compile it here: ")
@@ -147,7 +147,7 @@ import torch
 from pipeline.compiling import Compiling
 net = torch.nn.Conv2d(3, 8, 3).eval()
 forward = lambda rows: net(rows.float()).relu()
-same = Compiling(1, 1, True, print)(forward, (2, 3, 8, 8), torch.device("cpu"), torch.float32) is forward
+same = Compiling(1, 1, True, print)(forward, forward, (2, 3, 8, 8), torch.device("cpu"), torch.float32) is forward
 print(same)
 """
 
@@ -173,6 +173,6 @@ def test_embeddings_that_differ_are_not_taken() -> None:
     def forward(rows: Tensor) -> Tensor:
         return rows.float() * torch.rand(rows.shape)
 
-    assert compiling(forward, (2, 3), CPU, torch.float32) is forward
+    assert compiling(forward, forward, (2, 3), CPU, torch.float32) is forward
     assert not compiling.done
     assert "compiled, its embeddings differ by" in notes[0]
