@@ -44,6 +44,10 @@ _SETTINGS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
+    # What watches the workers takes no more of their cores than it must.
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.monitor-interval": "500 ms",
+    "distributed.admin.system-monitor.interval": "2 s",
     # A worker that died loads torch again, on a busy machine for longer than the 15 s after which Dask would let it go.
     "distributed.deploy.lost-worker-timeout": "1 hour",
 }

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from math import prod
 from typing import Any, NamedTuple
 
@@ -92,6 +92,7 @@ class _Lane:
         self.buffers = deque(buffers)  # the first is being filled; the others are those of batches under way
         self.batch_size, self.stop = batch_size, stop
         self.ready = batch_size  # places that are filled before they are embedded
+        self.ending = False  # whether hardly a video is left
         self.owners: list[_Video] = []  # of its filled places
         self.under_way: deque[tuple[Callable[[], np.ndarray], list[_Video]]] = deque()
         self.spent = Spent()
@@ -99,11 +100,14 @@ class _Lane:
         self.views = len(options.draws(""))
         self.options, self.encode, self.writer, self.progress = options, encode, writer, progress
 
-    def run(self, rows: Iterator[Mapping[str, Any]]) -> None:
-        """Embed videos until there are no more, or until asked to stop: then what is in flight is dropped."""
+    def run(self, rows: Iterator[tuple[Mapping[str, Any], bool]]) -> None:
+        """Embed videos until there are no more, or until asked to stop: then what is in flight is dropped.
+
+        Near the end a lane embeds every batch at once, so that it does not have many left when the others are done.
+        """
         videos: dict[int, _Video] = {}
         try:
-            for row in rows:
+            for row, self.ending in rows:
                 video = _Video(row, self.open(row))
                 videos = {key: old for key, old in videos.items() if not old.ended} | {id(video): video}
                 self.read(video)
@@ -152,7 +156,7 @@ class _Lane:
         for inputs in row.inputs:
             self.buffers[0][len(self.owners)] = inputs
             self.owners.append(video)
-            if len(self.owners) == self.ready:
+            if len(self.owners) >= (self.batch_size if self.ending else self.ready):
                 self.flush()
 
     def flush(self) -> None:
@@ -232,17 +236,21 @@ class _Lane:
             video.sink.finish(asdict(video.decoded), padded=video.padded)
 
 
-def _shared(rows: Iterable[Mapping[str, Any]]) -> Callable[[], Iterator[Mapping[str, Any]]]:
-    """One queue of videos for several lanes: each calls the result for an iterator that takes what is next."""
+def _shared(rows: Iterable[Mapping[str, Any]], lanes: int) -> Callable[[], Iterator[tuple[Mapping[str, Any], bool]]]:
+    """One queue of videos for several lanes: each calls the result for an iterator that takes what is next, and says
+    whether there are fewer than `lanes` left behind it."""
     iterator, lock = iter(rows), threading.Lock()
+    following = deque(islice(iterator, lanes))
 
-    def take() -> Iterator[Mapping[str, Any]]:
+    def take() -> Iterator[tuple[Mapping[str, Any], bool]]:
         while True:
             with lock:
-                row = next(iterator, None)
-            if row is None:
-                return
-            yield row
+                if not following:
+                    return
+                row = following.popleft()
+                following.extend(islice(iterator, 1))
+                ending = len(following) < lanes
+            yield row, ending
 
     return take
 
@@ -303,7 +311,7 @@ def extract_videos(
     Raises:
         UserError: the disk is full, or rows cannot be made as `options` say. What was sealed stays.
     """
-    take = _shared(rows)
+    take = _shared(rows, lanes)
     errors: list[BaseException] = []
     at_work: list[_Lane] = []
     begun = time.perf_counter()

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 SHORTEST, LONGEST = 1.0, 30.0  # seconds of work in a piece
@@ -40,6 +41,16 @@ def costs(probed: pd.DataFrame) -> list[float]:
     found = probed["frames_declared"] * (pixels + _NETWORK) * (pixels > 0)
     known = found[found > 0]
     return found.where(found > 0, known.median() if len(known) else _UNKNOWN).tolist()
+
+
+def dearest_first(table: pd.DataFrame, probed: pd.DataFrame) -> pd.DataFrame:
+    """A table of videos with those first that cost most, so that several at work on it end at about the same time.
+
+    Args:
+        table: of `pipeline.videos.find_videos`.
+        probed: of `pipeline.headers.probe_videos`, row by row.
+    """
+    return table.iloc[np.argsort([-cost for cost in costs(probed)], kind="stable")]
 
 
 class Waiting:

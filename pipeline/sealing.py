@@ -1,8 +1,9 @@
 """Writing embeddings to disk so that a kill at any instant costs only the videos in flight.
 
-Finished videos are collected in memory and sealed together as a part (`pipeline.bank`) four times a second at
-the start of a run, later less often (at most 1 % of the run is in memory, and never more than half a minute of it): a
-video counts as banked when it is sealed. A video too long for memory streams into a part of its own.
+Finished videos are collected in memory and sealed together as a part (`pipeline.bank`): a video counts as banked when
+it is sealed. That happens four times a second where it takes no time, and so seldom that it takes no more than a
+fiftieth of a core's time; later in a run less often, so that there are not too many parts: what is in memory may be
+1 % of the run, and never more than half a minute of it. A video too long for memory streams into a part of its own.
 """
 
 import threading
@@ -22,6 +23,9 @@ from pipeline.sources import source_text
 
 STREAM_BYTES = 32 << 20  # a video with more embeddings than this goes to disk as it comes
 PENDING_BYTES = 32 << 20  # finished videos that wait in memory to be sealed
+_OFTEN, _SELDOM = 0.25, 30.0  # seconds between two seals, at least and at most
+_BUSY = 0.02  # of the time, at most, goes into sealing
+_IN_MEMORY = 0.01  # of the run so far may wait to be sealed
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 _Views = Sequence[Mapping[str, Any]] | None
@@ -208,6 +212,7 @@ class PartWriter:
         self._failures: list[dict[str, Any]] = []
         self._bytes = 0
         self._begun = self._sealed_at = time.monotonic()
+        self._took = 0.0  # seconds, the last time
 
     def moment(self) -> str:
         """The time to enter for something written now."""
@@ -235,7 +240,7 @@ class PartWriter:
         """Seal when enough time has passed or enough bytes wait."""
         with self.lock:
             now = time.monotonic()
-            interval = min(30.0, max(0.25, 0.01 * (now - self._begun)))
+            interval = min(_SELDOM, max(_OFTEN, _IN_MEMORY * (now - self._begun), self._took / _BUSY))
             if self._bytes > PENDING_BYTES or now - self._sealed_at >= interval:
                 self.seal()
 
@@ -248,6 +253,7 @@ class PartWriter:
         with self.lock, disk_errors(self.path):
             if not self._finished and not self._failures:
                 return
+            begun = time.monotonic()
             temporary = unsealed(parts_folder(self.path))
             try:
                 with hdf5.Output(temporary, in_memory=True) as output:
@@ -262,6 +268,7 @@ class PartWriter:
                 temporary.unlink(missing_ok=True)
             self._finished, self._failures, self._bytes = [], [], 0
             self._sealed_at = time.monotonic()
+            self._took = self._sealed_at - begun
 
     def close_part(
         self, output: hdf5.Output, temporary: Path, rows: list[dict[str, Any]], failures: list[dict[str, Any]]

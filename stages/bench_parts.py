@@ -30,6 +30,7 @@ from pipeline.extraction import Encoding, embed
 from pipeline.features import records
 from pipeline.frames import Decoded, Frame, read_frames
 from pipeline.headers import probe_videos
+from pipeline.pieces import dearest_first
 from pipeline.planes import at_once
 from pipeline.resuming import with_state
 from pipeline.rows import Assembler, ReadOptions, Shown, read_rows
@@ -79,7 +80,7 @@ class Sample:
 def chosen(table: pd.DataFrame, frames: int) -> pd.DataFrame:
     """Videos of a table of `find_videos`, drawn at random but always the same, that declare so many frames together.
 
-    What does not declare any counts as long as the others do on average. The order stays that of the table.
+    What does not declare any counts as long as the others do on average. They come in the order of an extraction.
     """
     drawn = np.random.default_rng(0).permutation(len(table))
     taken, declared, known = 0, 0, 0
@@ -88,8 +89,12 @@ def chosen(table: pd.DataFrame, frames: int) -> pd.DataFrame:
         for count in probed["frames_declared"]:
             taken, known, declared = taken + 1, known + (count > 0), declared + max(0, int(count))
             if known and declared * taken / known >= frames:
-                return with_state(table.iloc[np.sort(drawn[:taken])])
-    return with_state(table)
+                return _ordered(table.iloc[np.sort(drawn[:taken])])
+    return _ordered(table)
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    return with_state(dearest_first(table, probe_videos(table)))
 
 
 def whole(out: Path, table: pd.DataFrame, encoding: Encoding) -> tuple[Progress, float, bool]:

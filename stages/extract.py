@@ -38,6 +38,7 @@ from pipeline.gathering import named
 from pipeline.headers import probe_videos
 from pipeline.imported import is_imported
 from pipeline.networks import absolute_name
+from pipeline.pieces import dearest_first
 from pipeline.rows import ReadOptions
 from pipeline.sampling import Sampling
 from pipeline.sealing import disk_errors
@@ -346,8 +347,9 @@ def _extract(
             show(done)
 
         try:
+            videos = dearest_first(plan.todo, probed)
             return embed(
-                out, plan.todo, encoding, progress, newer_than=newer_than, on_progress=watch, on_note=display.note
+                out, videos, encoding, progress, newer_than=newer_than, on_progress=watch, on_note=display.note
             )
         finally:
             told()

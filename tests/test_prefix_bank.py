@@ -1,5 +1,6 @@
 """Prefix banks against plain torch on plainly decoded frames; what is resumed, refused, interrupted, and shared out."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchvision.models import get_model
 
 from pipeline import bank as banks
@@ -262,17 +264,24 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(tmp_path: Path, o
 def slow(prefix: Backbone, quick: int) -> Backbone:
     """A prefix that takes its time after a number of quick batches, so that something is left to interrupt."""
 
-    class Slow(FeatureExtractor):
+    class Slow(nn.Module):
         batches = 0
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             self.batches += 1
             if self.batches > quick:
                 time.sleep(0.3)
-            return super().forward(images)
+            return images
 
-    module = prefix.module
-    return replace(prefix, module=Slow(module.net, layout=module.layout, average=module.average))
+    net = copy.deepcopy(prefix.module.net)
+    net.add_module("slow", Slow())
+    images = next(iter(net.graph.nodes))
+    with net.graph.inserting_after(images):
+        slowly = net.graph.call_module("slow", (images,))
+    images.replace_all_uses_with(slowly, delete_user_cb=lambda user: user is not slowly)
+    net.recompile()
+    module = FeatureExtractor(net, layout=prefix.module.layout, average=prefix.module.average)
+    return replace(prefix, module=module.eval())
 
 
 def test_the_size_is_known_beforehand(data: Path, out: Path, prefix: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
