@@ -62,8 +62,7 @@ def keep_or_write(path: Path, write: Callable[[Path], None]) -> bool:
         whether it is new.
 
     Raises:
-        UserError: another file is there.
-        OSError: it cannot be written.
+        UserError: another file is there, or this one cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".framebank.{os.getpid()}")  # whatever the file is called, this is not too long
@@ -76,6 +75,11 @@ def keep_or_write(path: Path, write: Callable[[Path], None]) -> bool:
         sync(temporary)
         temporary.replace(path)
         return True
+    except OSError as error:  # a full disk does not say of which file
+        raise UserError(
+            f"Writing {path} failed: {error.strerror or error}. What was written before stays; mend that and run the "
+            "same command again to go on."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

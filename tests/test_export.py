@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +54,22 @@ def test_npy_is_what_actionformer_loads(bank: Path, folder: Path, tmp_path: Path
     assert taken["punch/a.b"]["labels"] == [0, 1]
     assert taken["walk/a"]["labels"] == []
     assert sorted(actionformer(settings, ["test"])) == ["punch/ä one", "walk/c"]
+
+
+def test_a_full_disk_is_said_with_the_file_and_what_is_written_stays(bank: Path, tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))"
+    script = f"{limit}; from stages.cli import main; main()"
+    bare = {
+        name: value for name, value in os.environ.items() if not name.startswith("COV")
+    }  # it could not write either
+    asked = ["export", str(bank), "--to", "npy", "--out", str(tmp_path / "out")]
+    child = subprocess.run(
+        [sys.executable, "-c", script, *asked], capture_output=True, text=True, check=False, env=bare
+    )
+    assert child.returncode == 2
+    assert re.match(rf"Error: Writing {tmp_path}/out/\S+ failed: File too large\. .* go on\.\n$", child.stderr)
+    assert not list((tmp_path / "out").rglob(".framebank*"))
+    assert framebank("export", bank, "--to", "npy", "--out", tmp_path / "out").exit_code == 0
 
 
 def test_without_segments_each_label_is_of_the_whole_video(bank: Path, tmp_path: Path) -> None:
