@@ -114,8 +114,9 @@ def compiled(forward: Forward, rows: Tensor) -> Forward:
     Raises:
         Exception: of whatever class, where torch cannot compile it here, such as without a C++ compiler.
     """
-    from torch._inductor import config  # here, for it takes time to import and is seldom needed
-    from torch._inductor.compile_fx import compile_fx
+    with _quiet():
+        from torch._inductor import config  # here, for it takes time to import and is seldom needed
+        from torch._inductor.compile_fx import compile_fx
 
     made: list[Any] = []
 

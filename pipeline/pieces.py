@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 SHORTEST, LONGEST = 1.0, 30.0  # seconds of work in a piece
-_SHARE = 3  # of several workers, each gets a third of its share of what waits
+_SHARE = 3  # a worker gets a third of its share of what waits
 _NETWORK = 640 * 480.0  # what the network costs per frame, in pixels decoded: a frame costs it at any size
 _FRAME = 320 * 240 + _NETWORK
 _FIRST = 1500 * _FRAME  # a piece before anything is known of the pace: seconds on a GPU, a minute or two on a core
@@ -69,17 +69,19 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._videos)
 
-    def take(self, workers: int, lanes: int, pace: float | None) -> list[Video]:
+    def take(self, workers: int, lanes: int, pace: float | None, *, alone: bool = False) -> list[Video]:
         """The next piece; empty only where nothing waits.
 
         Args:
             workers: how many there are.
             lanes: how many videos the worker has in work at once: it gets as many, while there are enough for all.
             pace: cost that a worker gets done in a second; None while that is not known.
+            alone: whether no other will ever come: then the first piece is all there is.
         """
-        share = self._cost / (_SHARE * workers if workers > 1 else 1)
-        longest = LONGEST if workers > 1 else inf  # nobody waits for a single one
-        budget = min(share, _FIRST) if pace is None else min(max(share, SHORTEST * pace), longest * pace)
+        share = self._cost / (_SHARE * workers)
+        budget = min(share, _FIRST) if pace is None else min(max(share, SHORTEST * pace), LONGEST * pace)
+        if alone:
+            budget = inf
         fewest = max(1, min(lanes, len(self) // max(1, workers)))
         piece: list[Video] = []
         spent = 0.0

@@ -75,6 +75,7 @@ def spread(
     client: Client,
     progress: Progress,
     *,
+    alone: bool = False,
     on_progress: Callable[[Progress], None],
     on_workers: Callable[[Mapping[str, WorkerState]], None],
     on_note: Callable[[str], None],
@@ -87,6 +88,7 @@ def spread(
         work: what the workers are told.
         client: of the cluster; workers may join and leave while it runs.
         progress: counts, updated in place; at the end its `time` is that of all workers.
+        alone: whether there is one worker, and no other will join it.
         on_progress: called a few times a second.
         on_workers: called about once a second, with the workers by name.
         on_note: called with a line about what the person should know: a worker died, a video is given up.
@@ -98,7 +100,7 @@ def spread(
         UserError: the disk is full, a worker cannot do the work as it was told, the workers die one after the other,
             or the scheduler is gone. What was sealed stays.
     """
-    run = _Run(table, costs, work, client, progress, on_note)
+    run = _Run(table, costs, work, client, progress, on_note, alone=alone)
     with _lost_scheduler():
         client.subscribe_topic(TOPIC, run.hear)
     told = False
@@ -212,8 +214,10 @@ class _Run:
         client: Client,
         progress: Progress,
         on_note: Callable[[str], None],
+        *,
+        alone: bool,
     ) -> None:
-        self.work, self.client, self.progress, self.note = work, client, progress, on_note
+        self.work, self.client, self.progress, self.note, self.alone = work, client, progress, on_note, alone
         self.waiting = Waiting(hdf5.records(table), costs)
         self.again: deque[list[Video]] = deque()  # parts of pieces whose worker died
         self.running: dict[int, _Piece] = {}
@@ -282,7 +286,10 @@ class _Run:
                 continue
             cost, seconds = self._done
             pace = cost / seconds if seconds else None
-            videos = self.again.popleft() if self.again else self.waiting.take(len(there), known.lanes, pace)
+            if self.again:
+                videos = self.again.popleft()
+            else:
+                videos = self.waiting.take(len(there), known.lanes, pace, alone=self.alone)
             self._number += 1
             with _lost_scheduler():
                 future = self.client.submit(

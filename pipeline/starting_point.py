@@ -186,8 +186,8 @@ def _trained_in(alike: Alike, asked: str, device: torch.device) -> tuple[str, li
         UserError: bfloat16 was asked for there.
     """
     precision = str(alike.recipe["precision"])
-    modules = alike.backbone.module.modules()
-    in_3d = any(isinstance(module, torch.nn.Conv3d) and module.kernel_size[0] > 1 for module in modules)
+    weights = alike.backbone.module.parameters()  # also of what tracing went through, such as torchvision's R3D
+    in_3d = any(weight.ndim == 5 and weight.shape[2] > 1 for weight in weights)
     if device.type != "cpu" or precision != "bf16" or not in_3d:
         return precision, []
     why = "torch's bfloat16 gradients of 3D convolutions on the CPU are not to be trusted"

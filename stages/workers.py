@@ -109,6 +109,7 @@ def spread(
                 work,
                 cluster.client,
                 progress,
+                alone=cluster.started == 1,
                 on_progress=watch,
                 on_workers=display.see_workers,
                 on_note=display.note,

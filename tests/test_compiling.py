@@ -79,7 +79,7 @@ def test_a_bank_begun_compiled_is_gone_on_with_compiled(precision: str, toleranc
     rows = some(BATCH, 3, 16, 16)
     compiling = Compiling(rows=1, lanes=1, banked=True, on_note=notes.append)
     faster = compiling(forward, forward, tuple(rows.shape), CPU, PRECISIONS[precision])
-    assert compiling.done
+    assert compiling.done, notes
     assert faster is not forward
     assert not notes
     found = assert_same_rows_everywhere(faster, rows)

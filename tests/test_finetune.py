@@ -334,7 +334,13 @@ def made_of_clips(folder: Path, precision: str, network: tuple[object, ...] = IN
 
 @pytest.mark.skipif(not native_bf16(CPU), reason="this CPU does not compute in bfloat16 itself")
 @pytest.mark.parametrize(
-    "network", [INFLATED, pytest.param(("--backbone", "r3d_18"), marks=pytest.mark.slow)], ids=lambda words: words[1]
+    "network",
+    [
+        INFLATED,
+        pytest.param(("--backbone", "r3d_18"), marks=pytest.mark.slow),
+        pytest.param(("--backbone", "rmc3_18"), marks=pytest.mark.slow),  # whose 3D convolutions are no modules, traced
+    ],
+    ids=lambda words: words[1],
 )
 def test_3d_convolutions_are_trained_in_float32_on_the_cpu(network: tuple[object, ...], tmp_path: Path) -> None:
     """torch's bfloat16 gradients of them are wrong there, while the embeddings of a bank are right."""

@@ -59,9 +59,12 @@ def test_pieces_are_of_seconds_of_work_and_smaller_towards_the_end() -> None:
     assert len(taken) >= 3 * 4
 
 
-def test_a_single_worker_gets_all_that_waits_once_its_pace_is_known() -> None:
-    taken = pieces(Waiting([{"id": number} for number in range(4000)], [1.0] * 4000), 1, 2, 10.0)
-    assert len(taken) == 1
+def test_a_worker_gets_everything_where_no_other_will_come_and_else_leaves_some_for_those() -> None:
+    everything = [{"id": number} for number in range(4000)], [1.0] * 4000
+    assert len(Waiting(*everything).take(1, 2, None, alone=True)) == 4000
+    taken = pieces(Waiting(*everything), 1, 2, 10.0)
+    assert len(taken[0]) == LONGEST * 10
+    assert len(taken) > 12
 
 
 def test_each_worker_gets_as_many_videos_as_it_has_lanes_while_there_are_enough() -> None:
