@@ -74,11 +74,11 @@ bench: .venv/.installed ## measure how fast extraction from DATA= is here, and b
 	$(BIN)/framebank bench extract $(call quoted,$(or $(DATA),$(SAMPLES))) \
 		$(call option,--backbone,$(BACKBONE)) $(call option,--weights,$(WEIGHTS)) $(SETTINGS) $(ARGS)
 
-test: .venv/.installed-dev ## run the tests but the slow ones, with line coverage
-	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term $(ARGS)
+test: .venv/.installed-dev ## run the tests but the slow ones
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-test-all: .venv/.installed-dev ## run every test, the slow ones too
-	$(BIN)/python -m pytest -n $(JOBS) -m '' $(ARGS)
+test-all: .venv/.installed-dev ## run every test, the slow ones too, with line coverage
+	$(BIN)/python -m pytest -n $(JOBS) -m '' --cov --cov-report=term $(ARGS)
 
 check: .venv/.installed-dev ## lint, formatting and types
 	$(BIN)/ruff check .

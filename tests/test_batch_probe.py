@@ -57,6 +57,12 @@ class Crowded(FeatureExtractor):
         return super().forward(images)
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where networks stay as they are: here they would be prepacked for a CPU."""
+    monkeypatch.setattr("pipeline.encoder.can_prepack", lambda _: False)
+
+
 def crowded(backbone: Any, room: int) -> Any:
     module = backbone.module
     squeezed = Crowded(module.net, layout=module.layout, average=module.average)
@@ -64,6 +70,7 @@ def crowded(backbone: Any, room: int) -> Any:
     return replace(backbone, module=squeezed)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_real_network_is_probed_halved_and_refused() -> None:
     small = load_backbone("squeezenet1_1", weights="random", image_size=32)
     assert probed_batch_size(small, CPU, "fp32", [1, 2]) in (1, 2)
@@ -85,6 +92,7 @@ class Filling(FeatureExtractor):
         return super().forward(images)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_device_with_room_for_a_single_batch_gets_half_of_it() -> None:
     small = load_backbone("squeezenet1_1", weights="random", image_size=32)
     module = Filling(small.module.net, layout=small.module.layout, average=small.module.average)

@@ -168,8 +168,9 @@ def test_other_commands(project: Path) -> None:
         ["framebank", "describe", "a b.h5", "--verify"]
     ]
     assert calls(project, "describe", "DATA=my videos") == [["framebank", "describe", "data/my videos.h5"]]
-    assert calls(project, "test") == [["python", "-m", "pytest", "-n", "2", "--cov", "--cov-report=term"]]
-    assert calls(project, "test-all", "JOBS=8") == [["python", "-m", "pytest", "-n", "8", "-m", ""]]
+    assert calls(project, "test") == [["python", "-m", "pytest", "-n", "2"]]
+    every = ["python", "-m", "pytest", "-n", "8", "-m", "", "--cov", "--cov-report=term"]
+    assert calls(project, "test-all", "JOBS=8") == [every]
     assert calls(project, "check") == [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
     assert calls(project, "docs") == [["python", "-m", "mkdocs", "build", "--quiet"]]
 

@@ -40,11 +40,11 @@ def sums(net: fx.GraphModule) -> int:
         ("mobilenet_v2", nn.ReLU6, 0),
         ("mobilenet_v3_small", nn.Hardswish, 1),  # after a Linear
         ("efficientnet_b0", nn.SiLU, 0),  # with squeeze-and-excitation, which tracing takes as one
-        ("densenet121", nn.ReLU, 62),  # before the convolution
+        pytest.param("densenet121", nn.ReLU, 62, marks=pytest.mark.slow),  # before the convolution
         ("r2plus1d_18", nn.ReLU, 0),
         ("timm/resnet18", nn.ReLU, 0),
-        ("timm/efficientnet_b0", nn.SiLU, 0),
-        ("vit_b_16", nn.ReLU, 0),
+        pytest.param("timm/efficientnet_b0", nn.SiLU, 0, marks=pytest.mark.slow),
+        pytest.param("vit_b_16", nn.ReLU, 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_prepacked_network_is_the_same_function(
