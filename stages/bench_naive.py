@@ -78,6 +78,9 @@ def request_of(backbone: Backbone, device: torch.device, frames: int, folder: Pa
 def plain_videos(videos: Sequence[Mapping[str, Any]], bank: Bank, frames: int) -> list[Mapping[str, Any]]:
     """Those that the naive loop reads as we do: whole files, shown as they were filmed.
 
+    They come in random order, always the same: the first of them are as long and as large as all, while ours come
+    longest first.
+
     Raises:
         UserError: there are none, or all of its `frames` would be in its first batch, after which it is timed.
     """
@@ -86,6 +89,7 @@ def plain_videos(videos: Sequence[Mapping[str, Any]], bank: Bank, frames: int) -
     plain = [video for video in whole if not video["crop"] and np.isnan(video["start"]) and np.isnan(video["end"])]
     if not plain:
         raise UserError("The naive loop reads videos as they are, no spans, crops or turned ones: leave --naive out.")
+    plain = [plain[number] for number in np.random.default_rng(0).permutation(len(plain))]
     rows = bank.catalog.set_index("id")["rows"]
     timed = min(frames, int(rows[[video["id"] for video in plain]].sum()))
     if timed <= min(max(BATCH_SIZES), int(rows[plain[0]["id"]])):
