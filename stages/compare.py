@@ -1,5 +1,7 @@
 """Several runs in one table: what each predicts, from what, how well, and against which baseline."""
 
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +53,8 @@ def run(config: CompareConfig) -> int:
     made = [folder / name for folder in config.runs for name in runs.MADE]
     check_outputs({"--csv": config.csv, "--json": config.json}, made)
     rows, warnings = side_by_side(config.runs)
-    for line in _table([in_words(row) for row in rows]):
+    width = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
+    for line in _table([in_words(row) for row in rows], width):
         display.line(line)
     for warning in warnings:
         display.line(f"WARNING: {warning}")
@@ -62,8 +65,9 @@ def run(config: CompareConfig) -> int:
     return OK
 
 
-def _table(rows: Sequence[dict[str, str]]) -> list[str]:
-    """A line per run under a line of names; what all runs share is said once, above: of one run everything.
+def _table(rows: Sequence[dict[str, str]], width: int | None = None) -> list[str]:
+    """A line per run under a line of names; what all runs share is said once, above: of one run everything. Where a
+    terminal is too narrow for that, a block per run.
 
     What came out stays in each run's line: two runs with the same score do not share it, they have met.
     """
@@ -78,6 +82,9 @@ def _table(rows: Sequence[dict[str, str]]) -> list[str]:
     if not columns:
         return lines
     lines += [""] if lines else []
+    if width is not None and sum(widths[name] + 2 for name in columns) - 2 > width:
+        blocks = [[f"{name:<12}{row[name]}" for name in columns] for row in rows]
+        return lines + [line for block in blocks for line in (*block, "")][:-1]
     for row in [{name: name for name in columns}, *rows]:
         lines.append("  ".join(f"{row[name]:<{widths[name]}}" for name in columns).rstrip())
     return lines

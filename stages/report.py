@@ -100,7 +100,7 @@ def _report(display: Display, finished: Finished, typed: str | None) -> str:
             seconds = banks[0].timestamps(video) if known else None
             pictures = _strip(banks[0], video, seconds) if seconds is not None and number < CARDS else None
             cards.append(card(task, held, each, seconds=seconds, course=courses.get(each.place), strip=pictures))
-        content = words.report(finished, cards, gaps, banks)
+        content = words.report(finished, cards, gaps, banks, most=CARDS)
     listed = report_data.listed(finished)
     content |= {
         "cells": listed["cells"],

@@ -45,12 +45,12 @@ FILTERS: dict[str, Callable[..., str]] = {
 
 
 def report(
-    finished: Finished, cards: list[dict[str, Any]], gaps: Sequence[str], banks: Sequence[Bank]
+    finished: Finished, cards: list[dict[str, Any]], gaps: Sequence[str], banks: Sequence[Bank], *, most: int
 ) -> dict[str, Any]:
-    """All that the report's template names, but for the cells of the confusion matrix."""
+    """All that the report's template names, but for the cells of the confusion matrix; `most` cards there could be."""
     task, results = finished.task, plain(finished.results)
     what = "model" if "finetune" in finished.asked else "head"
-    title, said = _videos_words(task, cards)
+    title, said = _videos_words(task, cards, folds=len(results["folds"]), every=len(cards) < most)
     return {
         "title": f"{_name(finished.folder)} – framebank report",
         "name": _name(finished.folder),
@@ -89,24 +89,30 @@ def task_words(task: Task) -> str:
     return f"{KINDS[task.kind].capitalize()} per {'frame' if task.per_frame else 'video'}{labels}"
 
 
-def _videos_words(task: Task, cards: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """What the section of videos is called, and what it shows."""
+def _videos_words(task: Task, cards: Sequence[Mapping[str, Any]], *, folds: int, every: bool) -> tuple[str, str]:
+    """What the section of videos is called, and what it shows: of a run of so many folds, and whether every mistake."""
     steps = any(card["every_step"] for card in cards)
     over_time = course_words(every_step=steps)
-    asked = "Each video was asked of the fold that had held it out."
+    asked = "Each video was asked of the fold that had held it out." if folds > 1 else ""
     if task.per_frame:
         return "Over time", (
             f"Held-out videos, those with the {'largest error' if task.kind == 'value' else 'most wrong frames'} first "
             f"({len(cards)} shown): what is true and what was said, frame by frame, in seconds from the first frame."
         )
     if task.kind == "value":
-        return "Largest errors", f"The {len(cards)} held-out videos that are furthest off. {over_time} {asked}"
+        return "Largest errors", f"The {len(cards)} held-out videos that are furthest off. {over_time} {asked}".strip()
     if cards and cards[0]["wrong"]:
+        which = f"The {counted(len(cards), 'mistake')} of which the head was surest"
+        if every:
+            which = f"All {counted(len(cards), 'mistake')}, the surest first" if len(cards) > 1 else "The only mistake"
         return (
             "Surest mistakes",
-            f"The {counted(len(cards), 'mistake')} of which the head was surest. {over_time} {asked}",
+            f"{which}. {over_time} {asked}".strip(),
         )
-    return "Nearest to a mistake", f"No held-out video was got wrong. These are nearest to it. {over_time} {asked}"
+    return (
+        "Nearest to a mistake",
+        f"No held-out video was got wrong. These are nearest to it. {over_time} {asked}".strip(),
+    )
 
 
 def course_words(*, every_step: bool) -> str:

@@ -91,7 +91,8 @@ def _run(config: TrainHeadConfig) -> int:
         files = {"targets": config.targets, "segments": config.segments, "frame values": config.frame_values}
         identity = runs.data_identity(banks, {**files, "splits": config.splits})
         sees = not any(is_imported(bank.config["recipe"]) for bank in banks)
-        asked = Asked(config.out, config.resolved(), identity, sees_videos=sees)
+        from_file = any(bank.config["weights"].startswith("file:") for bank in banks)
+        asked = Asked(config.out, config.resolved(), identity, sees_videos=sees, weights_file=from_file)
         state = begin(display, asked, folds)
         if state == runs.FINISHED:
             return OK

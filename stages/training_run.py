@@ -4,6 +4,7 @@ Every rank (`pipeline.ranks`) goes through all of it, for they train and score t
 baselines, and writes.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -54,6 +55,7 @@ class Asked:
         data: what identifies the data (`pipeline.runs.data_identity`).
         what: what it trains, in a word: "head" or "model".
         sees_videos: whether new videos can be predicted; of imported features, only banks can be scored.
+        weights_file: whether the backbone's weights are of a file, which must be given again for that.
     """
 
     out: Path
@@ -61,6 +63,15 @@ class Asked:
     data: Mapping[str, Any]
     what: str = "head"
     sees_videos: bool = True
+    weights_file: bool = False
+
+
+def _next(asked: Asked) -> str:
+    """What a finished run is for, as a command."""
+    run = shlex.quote(str(asked.out))
+    if not asked.sees_videos:
+        return f"framebank evaluate {run} BANK scores another bank"
+    return f"framebank predict {run} VIDEO…{' --weights FILE' if asked.weights_file else ''} labels new videos"
 
 
 class Loaded(NamedTuple):
@@ -129,7 +140,7 @@ def begin(display: Display, asked: Asked, folds: Sequence[Fold]) -> str:
     state: str = ranks.same(runs.begin(asked.out, asked.config, asked.data) if ranks.first() else "")
     if state == runs.FINISHED:
         display.line(f"{asked.out} is finished; this is what came of it.")
-        words.show_results(display, asked.out, runs.read_results(asked.out), asked.what, asked.sees_videos)
+        words.show_results(display, asked.out, runs.read_results(asked.out), asked.what, _next(asked))
     elif ranks.first():
         splits.write_splits(asked.out / "splits.csv", folds)
     return state
@@ -190,7 +201,7 @@ def train_and_score(
         with display.busy("writing the run"):
             _write(asked.out, task, held, pd.DataFrame(history), learning.fit.monitor, results)
     ranks.wait()
-    words.show_results(display, asked.out, runs.read_results(asked.out), asked.what, asked.sees_videos)
+    words.show_results(display, asked.out, runs.read_results(asked.out), asked.what, _next(asked))
 
 
 def _train_folds(

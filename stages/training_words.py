@@ -1,6 +1,5 @@
 """What train-head and finetune say: the task, the split, the head, how training goes, and what came of it."""
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,12 +169,10 @@ def watch_baselines(display: Display, fits: int) -> Iterator[Callable[[], None]]
         yield advance
 
 
-def show_results(
-    display: Display, out: Path, results: Mapping[str, Any], what: str = "head", sees_videos: bool = True
-) -> None:
+def show_results(display: Display, out: Path, results: Mapping[str, Any], what: str, following: str) -> None:
     """The headline beside the baselines, the difference and what it means, and where everything lies.
 
-    `what` was trained, in a word.
+    `what` was trained, in a word; `following` says what can be done with it.
     """
     name = results["headline"]
     told = ("headline", "score", "interval", "best_baseline", "difference", "difference_interval", "metrics", "cost")
@@ -205,8 +202,7 @@ def show_results(
     cost = results["cost"]
     display.field("Took", f"{plain_time(cost['seconds'])}, {plain_time(cost['training_seconds'])} of it training")
     display.field("Run", f"{out}: predictions.csv, metrics.csv, curves.png, model.safetensors, …")
-    command, does = ("predict", "VIDEO… labels new videos") if sees_videos else ("evaluate", "BANK scores another bank")
-    display.field("Next", f"framebank {command} {shlex.quote(str(out))} {does}")
+    display.field("Next", following)
 
 
 def verdict(results: Mapping[str, Any], what: str) -> str:

@@ -69,6 +69,26 @@ def test_the_best_run_comes_first_and_what_is_shared_is_said_once(
     assert "baseline    0.600 mean" in lines
 
 
+def test_a_narrow_terminal_gets_a_block_per_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_of = tuple(finished(tmp_path / name, score) for name, score in (("one", 0.625), ("two", 0.75)))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert run(CompareConfig(runs_of)) == 0
+    wide = capsys.readouterr().out.splitlines()
+    assert wide[-3].split()[:2] == ["run", "score"]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert run(CompareConfig(runs_of)) == 0
+    narrow = capsys.readouterr().out.splitlines()
+    blocks = "\n".join(narrow[narrow.index("") + 1 :]).split("\n\n")
+    assert [block.splitlines()[0].split() for block in blocks] == [["run", str(runs_of[1])], ["run", str(runs_of[0])]]
+    assert [block.splitlines()[1] for block in blocks] == [
+        "score       0.750 [0.650, 0.850]",
+        "score       0.625 [0.525, 0.725]",
+    ]
+
+
 def test_smaller_errors_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = {"kind": "value", "per_frame": True, "labels": [], "background": None}
     runs_made = [

@@ -145,6 +145,16 @@ def test_every_task_is_drawn_and_accessible(name: str, width: int, scheme: str, 
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_the_page_follows_a_window_that_gets_narrower(folder: Path, browser: Any) -> None:
+    with opened(browser, folder / "classes" / "report.html", width=1000) as page:
+        wide = page.locator(".card svg").first.bounding_box()["width"]
+        page.set_viewport_size({"width": 400, "height": 900})
+        page.wait_for_function(
+            "wide => document.querySelector('.card svg').getBoundingClientRect().width < wide / 2", arg=wide
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
 @pytest.mark.parametrize("width", [1280, 400])
 def test_no_legend_lies_on_its_plot(width: int, folder: Path, browser: Any) -> None:
     """Four classes with long names: two rows of them in a wide chart, four in a narrow one."""

@@ -36,15 +36,20 @@ const Charts = (() => {
     };
   }
 
+  const SYMBOL = 26; // of a legend: long enough for dashes
+
+  /* How much of a name a legend shows, in pixels. */
+  const longest = (width) => width < 500 ? 130 : 300;
+
   const pencil = document.createElement("canvas").getContext("2d");
 
   /* Into how many rows the names of a legend are broken: what is below has to leave them room. */
-  function legendRows(names, room) {
+  function legendRows(names, room, most) {
     pencil.font = `11px ${font}`;
     let rows = 1, taken = 0;
     for (const name of names) {
       // symbol, gap, text, gap; the last gap is room for the library's own measure of a text, which is not quite ours
-      const width = 18 + 5 + Math.min(Math.ceil(pencil.measureText(name).width), 130) + 12;
+      const width = SYMBOL + 5 + Math.min(Math.ceil(pencil.measureText(name).width), most) + 12;
       if (taken > 0 && taken + width > room) { rows += 1; taken = 0; }
       taken += width;
     }
@@ -55,12 +60,12 @@ const Charts = (() => {
     const width = element.clientWidth, low = element.clientHeight < 200;
     const named = [...new Set(spec.series.filter((each) => !each.thin).map((each) => each.name))];
     const several = named.length > 1, scrolled = named.length > 4;
-    const rows = scrolled ? 1 : legendRows(named, width - 40 - 2 * 5); // its place on the left, its padding
+    const rows = scrolled ? 1 : legendRows(named, width - 40 - 2 * 5, longest(width)); // its place on the left, its padding
     return {
       animation: false, textStyle: { fontFamily: font }, aria: { enabled: false },
       grid: { left: element.closest(".course") ? 66 : 54, right: 10, outerBoundsMode: "none", top: several ? 32 + 20 * (rows - 1) : 10, bottom: 40 },
-      legend: several ? { top: 0, left: 40, right: 0, type: scrolled ? "scroll" : "plain", itemWidth: 18, itemHeight: 8, itemGap: 12, data: named, inactiveColor: colour("muted"),
-        textStyle: { color: colour("ink"), fontSize: 11, width: 130, overflow: "truncate" }, pageTextStyle: { color: colour("soft") }, pageIconColor: colour("soft") } : undefined,
+      legend: several ? { top: 0, left: 40, right: 0, type: scrolled ? "scroll" : "plain", itemWidth: SYMBOL, itemHeight: 8, itemGap: 12, data: named, inactiveColor: colour("muted"),
+        textStyle: { color: colour("ink"), fontSize: 11, width: longest(width), overflow: "truncate" }, pageTextStyle: { color: colour("soft") }, pageIconColor: colour("soft") } : undefined,
       tooltip: { trigger: spec.series.some((each) => each.scatter && !each.hollow) || spec.square ? "item" : "axis", confine: true, transitionDuration: 0, backgroundColor: colour("surface"), borderColor: colour("line"),
         textStyle: { color: colour("ink"), fontSize: 12 }, formatter: (hit) => said(spec, Array.isArray(hit) ? hit : [hit]) },
       xAxis: axis(spec.x, true), yAxis: axis(spec.y, false, low), series: spec.series.map(line),
