@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.allocator import keep_memory
 from pipeline.backbone import Backbone, FeatureExtractor
-from pipeline.compiling import Compiling, Forward
+from pipeline.compiling import TOLERANCES, Compiling, Forward
 from pipeline.errors import UserError
 from pipeline.folding import folded
 from pipeline.prepacking import can_prepack, prepacked
@@ -96,15 +96,26 @@ def placed(module: FeatureExtractor, device: torch.device, dtype: torch.dtype) -
     return module
 
 
-def made_fast(module: FeatureExtractor, images: Tensor) -> FeatureExtractor:
-    """A network that is `placed`, for batches like these zeros (B, *input_shape), on their device and in their dtype.
+def made_fast(backbone: Backbone, batch_size: int, dtype: torch.dtype) -> FeatureExtractor:
+    """The module of a backbone that is `placed` on a CPU, with its convolutions prepacked for batches of one size.
 
-    On a CPU its convolutions are prepacked; elsewhere it is the network as it is. Call it in inference mode.
+    It is the module as it is where torch has no such kernels, where it does not give the same finite numbers for noise,
+    and of a user's own network, which may compute anything: numbers that are not finite have to be seen
+    (`pipeline.sealing`). Call it in inference mode.
     """
-    if images.device.type != "cpu" or not can_prepack(images.dtype):
+    module, shape = backbone.module, (batch_size, *backbone.input_shape)
+    if backbone.code or not can_prepack(dtype):
         return module
-    net = prepacked(module.net, in_channels_last(images))
-    return FeatureExtractor(net, layout=module.layout, average=module.average).eval()
+    images = in_channels_last(torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype))
+    try:
+        net = prepacked(module.net, images)
+        faster = FeatureExtractor(net, layout=module.layout, average=module.average).eval()
+        with torch.inference_mode():
+            expected, found = (each(images.clone()).float() for each in (module, faster))
+    except Exception:  # noqa: BLE001 - of kernels that torch lacks for what it was asked, of any class
+        return module
+    apart = (found - expected).abs().max()  # NaN where one of them is not finite
+    return faster if apart <= TOLERANCES[dtype] * expected.abs().max() else module
 
 
 class _Float32(nn.Module):
@@ -175,7 +186,9 @@ def make_encoder(
                 f"{backbone.name} does not run in {precision} on {device} ({reason}); try --precision fp32."
             ) from error
     shape = batch_size, *backbone.input_shape
-    faster: Forward = partial(forward, module=made_fast(module, torch.zeros(shape, dtype=dtype, device=device)))
+    faster: Forward = (
+        partial(forward, module=made_fast(backbone, batch_size, dtype)) if device.type == "cpu" else forward
+    )
     if compiling is not None:
         faster = compiling(forward, faster, shape, device, dtype)
     return encoding(faster, device), batch_size

@@ -7,6 +7,8 @@ compiler does when it freezes a network (`torch._inductor.fx_passes.mkldnn_fusio
 
 The numbers are the same up to rounding, with ReLUs in bfloat16 bit for bit: a sum or another activation is rounded
 once, with the convolution, instead of by itself. In float32 oneDNN computes some that torch would compute by itself.
+One thing is not the same: oneDNN's ReLU makes 0 of NaN. Hence not in float16, where numbers easily go beyond what it
+can hold; and `pipeline.encoder` leaves a network as it is that does not give the same finite numbers for noise.
 """
 
 import copy
@@ -37,11 +39,11 @@ _SUMS = (operator.add, operator.iadd, torch.add)
 
 
 def can_prepack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is there and computes in this dtype itself on this CPU."""
+    """Whether oneDNN is there and computes in this dtype itself on this CPU; not in float16, see above."""
     if not torch.backends.mkldnn.is_available():
         return False
-    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    return dtype == torch.float32 or bool(getattr(torch.ops.mkldnn, asked[dtype])())
+    native = dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or native
 
 
 @torch.inference_mode()
@@ -50,15 +52,15 @@ def prepacked(net: fx.GraphModule, images: Tensor) -> fx.GraphModule:
 
     Args:
         net: in evaluation mode, BatchNorms folded; it stays as it was.
-        images: zeros of the shape, dtype and layout of all batches.
+        images: of the shape, dtype and layout of all batches.
 
     Returns:
         the same function, to be called in inference mode; its weights are no parameters any more.
     """
     graph = copy.deepcopy(net.graph)
-    modules = dict(net.named_modules())
+    modules = dict(net.named_modules(remove_duplicate=False))
     for node in list(graph.nodes):
-        if node.op == "call_module":
+        if _calls_with_one(node):
             _unroll(graph, node, modules)
     ShapeProp(fx.GraphModule(net, graph)).propagate(images)
     replaced: dict[str, nn.Module] = {}
@@ -68,7 +70,7 @@ def prepacked(net: fx.GraphModule, images: Tensor) -> fx.GraphModule:
         packed = _Packed(modules[node.target], _meta(node.args[0]).shape)
         replaced[node.target] = packed
         after = _only_user(node)
-        if after is not None and _is_sum(after, node):
+        if after is not None and packed.groups == 1 and _is_sum(after, node):  # of groups, not in bfloat16
             other = next(each for each in after.args if each is not node)
             packed.sums = True
             node.args = (node.args[0], other)
@@ -117,7 +119,7 @@ def _unroll(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module]) ->
     """Replace the call of a module, which tracing or folding takes as one, by calls of those that it is made of."""
     images, name = node.args[0], str(node.target)
     module = modules[name]
-    excites = type(module) is SqueezeExcitation and not _is_hooked(module)
+    excites = type(module) is SqueezeExcitation and not _is_changed(module)
     parts = [f"{name}.{part}" for part in _SQUEEZE] if excites else _in_a_row(name, modules)
     if parts == [name]:
         return
@@ -134,28 +136,44 @@ def _unroll(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module]) ->
 def _in_a_row(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
     """The names of the modules that one is made of, in the order in which it calls them; its own where it is no row."""
     module = modules[name]
-    if _is_hooked(module) or type(module).forward not in (nn.Sequential.forward, *_NOTHING):
+    if _is_changed(module) or type(module).forward not in (nn.Sequential.forward, *_NOTHING):
         return [name]
-    return [part for child, _ in module.named_children() for part in _in_a_row(f"{name}.{child}", modules)]
+    return [part for child in module._modules for part in _in_a_row(f"{name}.{child}", modules)]
 
 
 def _is_convolution(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a node calls a convolution as torch's own compute, that nothing else calls."""
-    if node.op != "call_module":
+    """Whether a node calls a convolution as torch's own compute, that nothing else calls or reads the weights of.
+
+    Of one channel, in or out, weights may be laid out in several ways that torch and oneDNN take for each other.
+    """
+    if not _calls_with_one(node):
         return False
     module: Any = modules[str(node.target)]
     return (
         type(module).forward in _LAYING_OUT
         and type(module)._conv_forward in (nn.Conv2d._conv_forward, nn.Conv3d._conv_forward)
+        and min(module.in_channels, module.out_channels) > 1
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
-        and not _is_hooked(module)
-        and sum(each.target == node.target for each in node.graph.nodes) == 1
+        and not _is_changed(module)
+        and [each for each in node.graph.nodes if _reads(each, module, modules)] == [node]
     )
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_pre_hooks or module._forward_hooks)
+def _calls_with_one(node: fx.Node) -> bool:
+    """Whether a node calls a module with one tensor, and nothing else."""
+    return node.op == "call_module" and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node)
+
+
+def _reads(node: fx.Node, module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node calls a module, under whatever name, or takes something out of it."""
+    name = str(node.target) if node.op == "call_module" else str(node.target).rpartition(".")[0]
+    return node.op in ("call_module", "get_attr") and modules.get(name) is module
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether something else than its class says what a module computes."""
+    return bool(module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module))
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -165,7 +183,9 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 def _is_sum(node: fx.Node, convolution: fx.Node) -> bool:
     """Whether a node adds a convolution and something of its shape, and is the next thing computed: nothing in between
     may change what is added."""
-    if node.op != "call_function" or node.target not in _SUMS or node.kwargs or node is not convolution.next:
+    if node.op != "call_function" or node.target not in _SUMS or node is not convolution.next:
+        return False
+    if len(node.args) != 2 or node.kwargs:
         return False
     terms = [each for each in node.args if isinstance(each, fx.Node)]
     if len(terms) != 2 or terms[0] is terms[1]:
@@ -176,12 +196,12 @@ def _is_sum(node: fx.Node, convolution: fx.Node) -> bool:
 
 def _activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[str, tuple[float, ...]] | None:
     """The activation that a node computes of its only input, by oneDNN's name and with its numbers; None for others."""
-    if node.op == "call_function" and node.target in _RELU:
+    if node.op == "call_function" and node.target in _RELU and len(node.args) == 1:
         return _ACTIVATIONS[nn.ReLU]
-    if node.op != "call_module":
+    if not _calls_with_one(node):
         return None
     module = modules[str(node.target)]
-    return None if _is_hooked(module) else _ACTIVATIONS.get(type(module))
+    return None if _is_changed(module) else _ACTIVATIONS.get(type(module))
 
 
 def _absorb(graph: fx.Graph, node: fx.Node, into: fx.Node) -> None:

@@ -191,10 +191,12 @@ def front_of(backbone: Backbone, prefix: Backbone | None, precision: str, device
     """What takes a backbone's uint8 rows (n, *input_shape) to the boundary, as the extraction engine does it: through
     the normalisation and, in `precision`, the frozen part of the backbone, if there is one."""
     dtype = PRECISIONS[precision]
-    module = None if prefix is None else placed(prefix.module, device, dtype)
-    if module is not None and device.type == "cpu":
-        batch_size = choose_batch_size("auto", device, window=backbone.window) or 1
-        module = made_fast(module, torch.zeros(batch_size, *backbone.input_shape, dtype=dtype))
+    module = None
+    if prefix is not None:
+        module = placed(prefix.module, device, dtype)
+        if device.type == "cpu":
+            batch_size = choose_batch_size("auto", device, window=backbone.window) or 1
+            module = made_fast(prefix, batch_size, dtype)
 
     def front(rows: Tensor) -> Tensor:
         inputs = normalise(backbone.preprocessing, rows, backbone.window)

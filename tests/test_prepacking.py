@@ -1,11 +1,13 @@
 """Prepacked convolutions: the same function, what can be fused is fused, and nothing else is touched."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.backbone import load_backbone
-from pipeline.encoder import PRECISIONS, in_channels_last, placed
+from pipeline.backbone import Backbone, FeatureExtractor, load_backbone
+from pipeline.encoder import PRECISIONS, in_channels_last, made_fast, placed
 from pipeline.prepacking import can_prepack, prepacked
 from pipeline.windows import Window
 from tests.test_folding import random_statistics
@@ -141,3 +143,144 @@ def test_a_sum_that_is_no_convolutions_shape_stays() -> None:
         whole = prepacked(net, torch.zeros_like(images))
         torch.testing.assert_close(whole(images), net(images))
     assert sums(whole) == 1
+
+
+class Grouped(nn.Module):
+    """A sum after groups, which oneDNN does not add up in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.relu(images + self.convolution(images))
+
+
+class Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.relu = nn.Conv2d(8, 8, 3), nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.relu(input=self.convolution(input=images))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(8, 4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.conv_transpose2d(self.convolution(images), self.convolution.weight)
+
+
+class Replaced(nn.Module):
+    """A module whose function is its own, not its class's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.relu = nn.Conv2d(8, 8, 3), nn.ReLU()
+        self.relu.forward = lambda images: nn.functional.leaky_relu(images, 0.3)  # type: ignore[method-assign]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.relu(self.convolution(images))
+
+
+class Shared(nn.Module):
+    """Rows that have one ReLU between them, and a convolution twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        relu, twice = nn.ReLU(), nn.Conv2d(8, 8, 1)
+        self.first = nn.Sequential(nn.Conv2d(8, 8, 3), relu, nn.Conv2d(8, 8, 1), relu)
+        self.second = nn.Sequential(twice, relu, twice)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.second(self.first(images))
+
+
+class OneChannel(nn.Module):
+    """Of whose weights the strides say several things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole, self.thin = nn.Conv2d(8, 1, 8), nn.Conv2d(1, 16, (1, 3), stride=(1, 3), padding=(0, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.thin(images[:, :1]).mean(dim=(1, 2, 3), keepdim=True) + self.whole(images)
+
+
+class Alpha(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(8, 8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.add(images, self.convolution(images), alpha=2)
+
+
+class Rows(fx.Tracer):
+    """Takes modules in a row as one, as torchvision's tracer takes those of its own."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Sequential) or super().is_leaf_module(module, name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
+@pytest.mark.parametrize("kind", [Grouped, Keywords, Tied, Replaced, Shared, OneChannel, Alpha])
+def test_odd_networks_are_the_same_function(kind: type[nn.Module], precision: str) -> None:
+    torch.manual_seed(0)
+    model, dtype = kind().eval().to(PRECISIONS[precision]), PRECISIONS[precision]
+    net = fx.GraphModule(model, Rows().trace(model))
+    images = some(8, 8, 8, 8, dtype=dtype)
+    with torch.inference_mode():
+        expected = net(images)
+        found = prepacked(net, torch.zeros_like(images))(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=LARGEST[precision] * float(expected.float().abs().max()))
+
+
+def network(*parts: nn.Module, code: str = "") -> Backbone:
+    """Modules one after the other, as a network that gives maps."""
+    graph = fx.Graph()
+    result = graph.placeholder("images")
+    for place in range(len(parts)):
+        result = graph.call_module(str(place), (result,))
+    graph.output({"features": result})
+    net = fx.GraphModule(nn.ModuleList(parts), graph)
+    module = FeatureExtractor(net.eval(), layout="channels first", average=False).eval()
+    return replace(load_backbone("squeezenet1_1", weights="random", image_size=32), module=module, code=code)
+
+
+def test_what_is_not_finite_for_noise_stays_so() -> None:
+    """oneDNN's ReLU makes 0 of NaN, and a bank would hold that."""
+
+    class Overflow(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.exp() * 1e38 * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1)
+
+    torch.manual_seed(0)
+    sound = network(nn.Conv2d(3, 2, 1), nn.ReLU())
+    assert made_fast(sound, 2, torch.float32) is not sound.module
+    loud = network(nn.Conv2d(3, 2, 1), Overflow(), Overflow(), nn.Conv2d(2, 4, 1), nn.ReLU())
+    with torch.inference_mode():
+        assert not loud.module(some(2, 3, 32, 32)).isfinite().all()
+    assert made_fast(loud, 2, torch.float32) is loud.module
+
+
+def test_a_users_own_network_stays_as_it_is() -> None:
+    """Who knows for which frames its numbers are finite?"""
+    own = network(nn.Conv2d(3, 2, 1), nn.ReLU(), code="of somebody")
+    assert made_fast(own, 2, torch.float32) is own.module
+
+
+def test_a_network_that_cannot_be_run_so_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = network(nn.Conv2d(3, 2, 1), nn.ReLU())
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Unsupported")
+
+    monkeypatch.setattr("pipeline.encoder.prepacked", refuse)
+    assert made_fast(known, 2, torch.float32) is known.module
+    other = network(nn.Conv2d(3, 2, 1), nn.ReLU()).module.net  # of other weights: other numbers
+    monkeypatch.setattr("pipeline.encoder.prepacked", lambda *_: other)
+    assert made_fast(known, 2, torch.float32) is known.module
