@@ -104,7 +104,8 @@ def _videos_words(task: Task, cards: Sequence[Mapping[str, Any]], *, folds: int,
     if cards and cards[0]["wrong"]:
         which = f"The {counted(len(cards), 'mistake')} of which the head was surest"
         if every:
-            which = f"All {counted(len(cards), 'mistake')}, the surest first" if len(cards) > 1 else "The only mistake"
+            few = {1: "The only mistake", 2: "Both mistakes, the surer first"}
+            which = few.get(len(cards), f"All {len(cards)} mistakes, the surest first")
         return (
             "Surest mistakes",
             f"{which}. {over_time} {asked}".strip(),
