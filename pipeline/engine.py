@@ -140,7 +140,8 @@ class _Lane:
                     if self.options.window.kind == "clip":
                         video.padded = len(row.frames) - len(set(row.frames))
                     self.fill(video, row)
-            video.sink.row["digest"] = source_digest(video.row["path"], video.row["kind"])
+            with self.spent.on("writing"):
+                video.sink.row["digest"] = source_digest(video.row["path"], video.row["kind"])
         except VideoError as error:
             self.fail(video, str(error))
             return
@@ -148,13 +149,15 @@ class _Lane:
             self.fail(video, f"the file cannot be read: {error.strerror or error}")
             return
         video.decoded = decoded
-        self.finish_if_complete(video)
+        with self.spent.on("writing"):
+            self.finish_if_complete(video)
 
     def fill(self, video: _Video, row: Row) -> None:
         """Put a row into the buffer, one place for each view."""
         video.waiting.append((row.seconds, row.frames))
         for inputs in row.inputs:
-            self.buffers[0][len(self.owners)] = inputs
+            with self.spent.on("preparing"):
+                self.buffers[0][len(self.owners)] = inputs
             self.owners.append(video)
             if len(self.owners) >= (self.batch_size if self.ending else self.ready):
                 self.flush()
@@ -260,7 +263,7 @@ def _own_stream(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
 
 
-def _buffers(options: ReadOptions, batch_size: int, device: torch.device, ahead: int) -> list[Tensor]:
+def row_buffers(options: ReadOptions, batch_size: int, device: torch.device, ahead: int) -> list[Tensor]:
     """Where a lane puts its rows: batches to fill, and one for each of those under way.
 
     They are where the rows are prepared; before a GPU in memory that it can read by itself.
@@ -320,7 +323,7 @@ def extract_videos(
         try:
             torch.set_num_threads(threads_per_lane)
             with _own_stream(device):
-                buffers = _buffers(options, batch_size, device, ahead)
+                buffers = row_buffers(options, batch_size, device, ahead)
                 lane = _Lane(options, encode, batch_size, buffers, writer, progress, stop)
                 at_work.append(lane)
                 lane.run(take())

@@ -150,7 +150,7 @@ class Assembler:
         elif self.window.kind == "flow":
             inputs = self._motion(frames)
         else:
-            inputs = torch.cat(pixels, dim=1)
+            inputs = torch.cat(pixels, dim=1) if len(pixels) > 1 else pixels[0]
         seconds = seconds_of(self.window, [frame.seconds for frame in frames])
         return Row(inputs, seconds, tuple(frame.number for frame in frames))
 

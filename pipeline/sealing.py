@@ -1,9 +1,10 @@
 """Writing embeddings to disk so that a kill at any instant costs only the videos in flight.
 
 Finished videos are collected in memory and sealed together as a part (`pipeline.bank`): a video counts as banked when
-it is sealed. That happens four times a second where it takes no time, and so seldom that it takes no more than a
-fiftieth of a core's time; later in a run less often, so that there are not too many parts: what is in memory may be
-1 % of the run, and never more than half a minute of it. A video too long for memory streams into a part of its own.
+it is sealed. That happens four times a second where it takes no time, and so seldom that it takes no more than 1 % of
+a core's time; later in a run less often, so that there are not too many parts: what is in memory may be 1 % of the run,
+and never more than half a minute of it. A video too long for memory streams into a part of its own. One thread writes
+at a time, and the others go on with their work meanwhile.
 """
 
 import threading
@@ -24,7 +25,7 @@ from pipeline.sources import source_text
 STREAM_BYTES = 32 << 20  # a video with more embeddings than this goes to disk as it comes
 PENDING_BYTES = 32 << 20  # finished videos that wait in memory to be sealed
 _OFTEN, _SELDOM = 0.25, 30.0  # seconds between two seals, at least and at most
-_BUSY = 0.02  # of the time, at most, goes into sealing
+_BUSY = 0.01  # of the time, at most, goes into sealing
 _IN_MEMORY = 0.01  # of the run so far may wait to be sealed
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -83,6 +84,11 @@ class _Finished:
     views: _Views
     padded: int
 
+    @property
+    def bytes(self) -> int:
+        """What its arrays take."""
+        return sum(array.nbytes for array in self.arrays)
+
 
 class VideoSink:
     """Takes the rows of one video in order, then either `finish` or `discard`.
@@ -133,8 +139,8 @@ class VideoSink:
         return features, timestamps, frames
 
     def _flush(self) -> None:
-        """Write what waits. One at a time, lest two together overrun the room that each has found."""
-        with self._writer.lock:
+        """Write what waits."""
+        with self._writer.disk:
             if self._stream is None:
                 self._stream = self._opened()
             if self._pieces:
@@ -166,7 +172,7 @@ class VideoSink:
             self._writer.accept(_Finished(self.row, self._gathered(), self._views, padded))
             return
         try:
-            with self._writer.lock, disk_errors(self._writer.path):
+            with self._writer.disk, disk_errors(self._writer.path):
                 self._flush()
                 self._output.reserve(hdf5.ROW_BYTES)
                 self._stream.finish(views=self._views, padded=padded)
@@ -191,6 +197,10 @@ class PartWriter:
         config: what made the embeddings; `config["recipe"]["store"]` is the dtype.
         newer_than: the latest time in the bank; what is written now counts as newer, also where clocks disagree.
         on_sealed: called with the numbers of videos, failures and rows of each sealed part.
+
+    Attributes:
+        lock: held while counts change, and never for long.
+        disk: held while something is written: two together would overrun the room that each has found.
     """
 
     def __init__(
@@ -205,7 +215,7 @@ class PartWriter:
         self.config = dict(config)
         self.fingerprint = fingerprint_of(config["recipe"])
         self.dtype = np.dtype(config["recipe"]["store"])
-        self.lock = threading.RLock()
+        self.lock, self.disk = threading.RLock(), threading.RLock()  # the first may be taken within the second
         self._newer_than = newer_than
         self.on_sealed = on_sealed
         self._finished: list[_Finished] = []
@@ -226,23 +236,26 @@ class PartWriter:
         """Take a finished video that fits in memory (called by its sink)."""
         with self.lock:
             self._finished.append(finished)
-            self._bytes += sum(array.nbytes for array in finished.arrays)
-            self.seal_if_due()
+            self._bytes += finished.bytes
+        self.seal_if_due()
 
     def fail(self, row: Mapping[str, Any], reason: str) -> None:
         """Enter a video into the ledger."""
         entry = {"id": row["id"], "path": row["source"], "reason": source_text(reason), "when": self.moment()}
         with self.lock:
             self._failures.append({**entry, "size": row["size"], "mtime": row["mtime"]})
-            self.seal_if_due()
+        self.seal_if_due()
 
     def seal_if_due(self) -> None:
-        """Seal when enough time has passed or enough bytes wait."""
-        with self.lock:
-            now = time.monotonic()
-            interval = min(_SELDOM, max(_OFTEN, _IN_MEMORY * (now - self._begun), self._took / _BUSY))
-            if self._bytes > PENDING_BYTES or now - self._sealed_at >= interval:
+        """Seal when enough time has passed, unless another thread does, or when enough bytes wait."""
+        now = time.monotonic()
+        interval = min(_SELDOM, max(_OFTEN, _IN_MEMORY * (now - self._begun), self._took / _BUSY))
+        full = self._bytes > PENDING_BYTES
+        if (full or now - self._sealed_at >= interval) and self.disk.acquire(blocking=full):
+            try:
                 self.seal()
+            finally:
+                self.disk.release()
 
     def seal(self) -> None:
         """Seal everything that is finished.
@@ -250,25 +263,37 @@ class PartWriter:
         Raises:
             UserError: the disk is full.
         """
-        with self.lock, disk_errors(self.path):
-            if not self._finished and not self._failures:
+        with self.disk, disk_errors(self.path):
+            with self.lock:
+                finished, failures = self._finished, self._failures
+                self._finished, self._failures = [], []
+            if not finished and not failures:
                 return
             begun = time.monotonic()
-            temporary = unsealed(parts_folder(self.path))
             try:
-                with hdf5.Output(temporary, in_memory=True) as output:
-                    hdf5.begin(output.file, self.config, self.fingerprint)
-                    for each in self._finished:
-                        row = each.row
-                        video = hdf5.VideoWriter(output.file, row["id"], label=row["label"], source=row["source"])
-                        video.write(*each.arrays)
-                        video.finish(views=each.views, padded=each.padded)
-                    self.close_part(output, temporary, [each.row for each in self._finished], self._failures)
-            finally:
-                temporary.unlink(missing_ok=True)
-            self._finished, self._failures, self._bytes = [], [], 0
+                self._write_part(finished, failures)
+            except BaseException:
+                with self.lock:
+                    self._finished, self._failures = finished + self._finished, failures + self._failures
+                raise
+            with self.lock:
+                self._bytes -= sum(each.bytes for each in finished)
             self._sealed_at = time.monotonic()
             self._took = self._sealed_at - begun
+
+    def _write_part(self, finished: list[_Finished], failures: list[dict[str, Any]]) -> None:
+        temporary = unsealed(parts_folder(self.path))
+        try:
+            with hdf5.Output(temporary, in_memory=True) as output:
+                hdf5.begin(output.file, self.config, self.fingerprint)
+                for each in finished:
+                    row = each.row
+                    video = hdf5.VideoWriter(output.file, row["id"], label=row["label"], source=row["source"])
+                    video.write(*each.arrays)
+                    video.finish(views=each.views, padded=each.padded)
+                self.close_part(output, temporary, [each.row for each in finished], failures)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def close_part(
         self, output: hdf5.Output, temporary: Path, rows: list[dict[str, Any]], failures: list[dict[str, Any]]

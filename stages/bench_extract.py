@@ -80,7 +80,7 @@ class _Bench(NamedTuple):
         folder: for what they write.
         sample: what the parts are measured on.
         table: its videos.
-        bank: their embeddings, as the engine made them before the first round.
+        bank: their embeddings, as the engine made them before the first round, the last video first.
         request: what the naive loop is asked; None without it.
         plain: the videos that it can read.
     """
@@ -133,7 +133,7 @@ def _run(config: BenchExtractConfig, folder: Path, display: Display) -> int:
     lanes, threads = share_cores(device.type, len(drawn))
     encoding = _encoding(config, backbone, device, drawn, lanes, display)
     with display.busy("embedding for the first time"):
-        interrupted = parts.whole(folder / "first.h5", drawn, encoding)[2]
+        interrupted = parts.whole(folder / "first.h5", drawn[::-1], encoding)[2]
     if interrupted:
         return INTERRUPTED
     with Bank(folder / "first.h5") as bank:
@@ -194,8 +194,7 @@ def _round(bench: _Bench, turn: int, wrong: list[str], show: Callable[[str], Non
     rates[WRITING] = parts.writing(sample, folder / f"written{turn}.h5")
     show(_WHOLE)
     bound, limit = _bound(rates, sample.encoding)
-    order = bench.table if turn % 2 else bench.table[::-1]  # the bank was made in the order as it is
-    progress, seconds, interrupted = parts.whole(folder / f"whole{turn}.h5", order, sample.encoding)
+    progress, seconds, interrupted = parts.whole(folder / f"whole{turn}.h5", bench.table, sample.encoding)
     if interrupted:
         return None
     rates[_WHOLE] = progress.rows_sealed / seconds

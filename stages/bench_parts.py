@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline import bank as banks
 from pipeline.bank import Bank
-from pipeline.engine import Progress
+from pipeline.engine import Progress, row_buffers
 from pipeline.extraction import Encoding, embed
 from pipeline.features import records
 from pipeline.frames import Decoded, Frame, read_frames
@@ -149,15 +149,16 @@ def decoding(sample: Sample) -> float:
 
 
 def preparing(sample: Sample) -> float:
-    """Rows per second of all lanes, if preparing were all.
+    """Rows per second of all lanes, if preparing were all, up to rows that lie in the lanes' batches.
 
     Each video's first frames are prepared over and over, as often as it has frames, as if they were other ones. Where
     motion is measured they are the frames of one row, since motion between the same two is measured once.
     """
-    options = sample.encoding.options
+    encoding, options = sample.encoding, sample.encoding.options
 
     def lane(videos: Iterator[_Video]) -> float:
-        seconds = 0.0
+        seconds, filled = 0.0, 0
+        (buffer,) = row_buffers(options, encoding.batch_size, encoding.device, 0)
         for video in videos:
             few = list(_first_frames(_frames(sample, video), options))
             begun = time.perf_counter()
@@ -166,8 +167,10 @@ def preparing(sample: Sample) -> float:
             numbers = takewhile(lambda _: not sample.stop.is_set(), range(sample.frames[video["id"]]))
             frames = (few[number % len(few)]._replace(index=number) for number in numbers)
             for window in windows(options.window, _shown(assembler, frames, options.device)):
-                row = assembler.row(window)
-            row.inputs.flatten()[0].item()  # a device is done with all of them
+                for inputs in assembler.row(window).inputs:
+                    buffer[filled % len(buffer)] = inputs
+                    filled += 1
+            buffer.flatten()[0].item()  # a device is done with all of them
             seconds += time.perf_counter() - begun
         return seconds
 
