@@ -96,15 +96,15 @@ def placed(module: FeatureExtractor, device: torch.device, dtype: torch.dtype) -
     return module
 
 
-def made_fast(backbone: Backbone, batch_size: int, dtype: torch.dtype) -> FeatureExtractor:
-    """The module of a backbone that is `placed` on a CPU, with its convolutions prepacked for batches of one size.
+def made_fast(backbone: Backbone, batch_size: int, device: torch.device, dtype: torch.dtype) -> FeatureExtractor:
+    """The module of a backbone that is `placed`; on a CPU with its convolutions prepacked for batches of one size.
 
     It is the module as it is where torch has no such kernels, where it does not give the same finite numbers for noise,
     and of a user's own network, which may compute anything: numbers that are not finite have to be seen
     (`pipeline.sealing`). Call it in inference mode.
     """
     module, shape = backbone.module, (batch_size, *backbone.input_shape)
-    if backbone.code or not can_prepack(dtype):
+    if device.type != "cpu" or backbone.code or not can_prepack(dtype):
         return module
     images = in_channels_last(torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype))
     try:
@@ -186,9 +186,7 @@ def make_encoder(
                 f"{backbone.name} does not run in {precision} on {device} ({reason}); try --precision fp32."
             ) from error
     shape = batch_size, *backbone.input_shape
-    faster: Forward = (
-        partial(forward, module=made_fast(backbone, batch_size, dtype)) if device.type == "cpu" else forward
-    )
+    faster: Forward = partial(forward, module=made_fast(backbone, batch_size, device, dtype))
     if compiling is not None:
         faster = compiling(forward, faster, shape, device, dtype)
     return encoding(faster, device), batch_size

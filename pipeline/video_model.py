@@ -193,10 +193,9 @@ def front_of(backbone: Backbone, prefix: Backbone | None, precision: str, device
     dtype = PRECISIONS[precision]
     module = None
     if prefix is not None:
-        module = placed(prefix.module, device, dtype)
-        if device.type == "cpu":
-            batch_size = choose_batch_size("auto", device, window=backbone.window) or 1
-            module = made_fast(prefix, batch_size, dtype)
+        placed(prefix.module, device, dtype)
+        batch_size = choose_batch_size("auto", device, window=backbone.window) or 1
+        module = made_fast(prefix, batch_size, device, dtype)
 
     def front(rows: Tensor) -> Tensor:
         inputs = normalise(backbone.preprocessing, rows, backbone.window)

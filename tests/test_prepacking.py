@@ -260,17 +260,17 @@ def test_what_is_not_finite_for_noise_stays_so() -> None:
 
     torch.manual_seed(0)
     sound = network(nn.Conv2d(3, 2, 1), nn.ReLU())
-    assert made_fast(sound, 2, torch.float32) is not sound.module
+    assert made_fast(sound, 2, CPU, torch.float32) is not sound.module
     loud = network(nn.Conv2d(3, 2, 1), Overflow(), Overflow(), nn.Conv2d(2, 4, 1), nn.ReLU())
     with torch.inference_mode():
         assert not loud.module(some(2, 3, 32, 32)).isfinite().all()
-    assert made_fast(loud, 2, torch.float32) is loud.module
+    assert made_fast(loud, 2, CPU, torch.float32) is loud.module
 
 
 def test_a_users_own_network_stays_as_it_is() -> None:
     """Who knows for which frames its numbers are finite?"""
     own = network(nn.Conv2d(3, 2, 1), nn.ReLU(), code="of somebody")
-    assert made_fast(own, 2, torch.float32) is own.module
+    assert made_fast(own, 2, CPU, torch.float32) is own.module
 
 
 def test_a_network_that_cannot_be_run_so_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_a_network_that_cannot_be_run_so_stays_as_it_is(monkeypatch: pytest.Monk
         raise RuntimeError("Unsupported")
 
     monkeypatch.setattr("pipeline.encoder.prepacked", refuse)
-    assert made_fast(known, 2, torch.float32) is known.module
+    assert made_fast(known, 2, CPU, torch.float32) is known.module
     other = network(nn.Conv2d(3, 2, 1), nn.ReLU()).module.net  # of other weights: other numbers
     monkeypatch.setattr("pipeline.encoder.prepacked", lambda *_: other)
-    assert made_fast(known, 2, torch.float32) is known.module
+    assert made_fast(known, 2, CPU, torch.float32) is known.module
