@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -97,6 +98,7 @@ def started(workers: int, device: str = "auto") -> Iterator[Cluster]:
     with dask.config.set(_SETTINGS), ExitStack() as stack:
         for number in _STOPS:
             stack.callback(signal.signal, number, signal.getsignal(number))  # `_end_at_once` may change it
+        _start_tracker()
         plain = workers > len(gpus) or not importlib.util.find_spec("dask_cuda")
         if plain:
             local = stack.enter_context(_Local(gpus, n_workers=0, **options))
@@ -109,13 +111,22 @@ def started(workers: int, device: str = "auto") -> Iterator[Cluster]:
         stack.push(_end_at_once(local))
         if plain:
             # Ctrl-C reaches every process of a terminal, and workers are asked by the client to stop. They are born
-            # with these signals blocked, as the thread is that starts them (starting the tracker unblocks them).
-            resource_tracker.ensure_running()
+            # with these signals blocked, as the thread is that starts them (starting the tracker would unblock them).
             disable_gc_diagnosis()  # its callback is where Python drops a KeyboardInterrupt
             local.loop.add_callback(signal.pthread_sigmask, signal.SIG_BLOCK, set(_STOPS))
             local.scale(workers)
         device = "cuda" if device.startswith("cuda") else device
         yield Cluster(client, address, workers, device, local.dashboard_link, lambda: _lost(local))
+
+
+def _start_tracker() -> None:
+    """Python's process that clears away what dead processes leave: of a worker that was killed it need not say so."""
+    quiet = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(quiet)  # what processes are given that start now
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(quiet)
 
 
 def _lost(local: LocalCluster) -> int:

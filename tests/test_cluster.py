@@ -295,6 +295,30 @@ def test_a_worker_that_dies_while_it_starts_is_not_waited_for() -> None:
             await_workers(cluster)
 
 
+KILLED = """
+import multiprocessing, os, signal, sys
+from pipeline.cluster import await_workers, started
+
+def leave_behind():  # a semaphore that a process has made and not given back
+    sys.kept = multiprocessing.get_context("spawn").Lock()
+    return os.getpid()
+
+if __name__ == "__main__":
+    with started(1) as cluster:
+        await_workers(cluster)
+        (worker,) = cluster.client.run(leave_behind).values()
+        os.kill(worker, signal.SIGKILL)
+    print("ended")
+"""
+
+
+def test_nothing_is_said_of_what_a_killed_worker_leaves_behind() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert (done.stdout, done.stderr) == ("ended\n", "")
+
+
 def test_two_ctrl_c_while_workers_start_end_them_all(data: Path, out: Path) -> None:
     command = [sys.executable, "-m", "stages.cli", "extract", str(data), "--out", str(out), *SETTINGS, "--workers", "1"]
     process = subprocess.Popen(
