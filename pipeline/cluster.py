@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -100,11 +101,13 @@ def started(workers: int, device: str = "auto") -> Iterator[Cluster]:
             stack.callback(signal.signal, number, signal.getsignal(number))  # `_end_at_once` may change it
         _start_tracker()
         plain = workers > len(gpus) or not importlib.util.find_spec("dask_cuda")
-        if plain:
-            local = stack.enter_context(_Local(gpus, n_workers=0, **options))
-        else:
-            cuda = importlib.import_module("dask_cuda")
-            local = stack.enter_context(cuda.LocalCUDACluster(gpus, workers, **options))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # since a moment ago
+            if plain:
+                local = stack.enter_context(_Local(gpus, n_workers=0, **options))
+            else:
+                cuda = importlib.import_module("dask_cuda")
+                local = stack.enter_context(cuda.LocalCUDACluster(gpus, workers, **options))
         # By its address: a client of the cluster itself would wait for the workers.
         address = local.scheduler_address
         client = stack.enter_context(closing(Client(address)))

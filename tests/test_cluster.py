@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,12 @@ from tests.commands import SETTINGS, extract, framebank, said
 
 ROOT = Path(__file__).resolve().parent.parent
 PROC = Path("/proc/self/cwd")  # another folder in each process: a path that is there everywhere, and not shared
+
+
+@pytest.fixture(autouse=True)
+def own_dashboards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tests side by side two might find the same port free."""
+    monkeypatch.setattr(clusters, "_free_port", lambda: 0)
 
 
 def start(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[bytes]":
@@ -293,6 +300,18 @@ def test_a_worker_that_dies_while_it_starts_is_not_waited_for() -> None:
         born[0].kill()
         with pytest.raises(UserError, match="1 of 1 worker processes died while they started"):
             await_workers(cluster)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a socket that Dask leaves open
+def test_the_dashboard_goes_elsewhere_where_its_port_was_taken_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setattr(clusters, "_free_port", lambda: port)
+        with started(1) as cluster:
+            assert cluster.dashboard.startswith("http://127.0.0.1:")
+            assert f":{port}/" not in cluster.dashboard
 
 
 KILLED = """
