@@ -1,10 +1,10 @@
 """Writing embeddings to disk so that a kill at any instant costs only the videos in flight.
 
 Finished videos are collected in memory and sealed together as a part (`pipeline.bank`): a video counts as banked when
-it is sealed. That happens four times a second where it takes no time, and so seldom that it takes no more than 1 % of
-a core's time; later in a run less often, so that there are not too many parts: what is in memory may be 1 % of the run,
-and never more than half a minute of it. A video too long for memory streams into a part of its own. One thread writes
-at a time, and the others go on with their work meanwhile.
+it is sealed. That happens four times a second where it takes no time, and so seldom that what every part takes, however
+few videos it has, is no more than 1 % of a core's time; later in a run less often, so that there are not too many
+parts: what is in memory may be 1 % of the run, and never more than half a minute of it. A video too long for memory
+streams into a part of its own. One thread writes at a time, and the others go on with their work meanwhile.
 """
 
 import threading
@@ -25,7 +25,7 @@ from pipeline.sources import source_text
 STREAM_BYTES = 32 << 20  # a video with more embeddings than this goes to disk as it comes
 PENDING_BYTES = 32 << 20  # finished videos that wait in memory to be sealed
 _OFTEN, _SELDOM = 0.25, 30.0  # seconds between two seals, at least and at most
-_BUSY = 0.01  # of the time, at most, goes into sealing
+_BUSY = 0.01  # of the time, at most, goes into sealing parts, beside what each video takes
 _IN_MEMORY = 0.01  # of the run so far may wait to be sealed
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -222,7 +222,7 @@ class PartWriter:
         self._failures: list[dict[str, Any]] = []
         self._bytes = 0
         self._begun = self._sealed_at = time.monotonic()
-        self._took = 0.0  # seconds, the last time
+        self._least_seconds: float | None = None  # that sealing has taken: hardly more than what every part takes
 
     def moment(self) -> str:
         """The time to enter for something written now."""
@@ -249,7 +249,8 @@ class PartWriter:
     def seal_if_due(self) -> None:
         """Seal when enough time has passed, unless another thread does, or when enough bytes wait."""
         now = time.monotonic()
-        interval = min(_SELDOM, max(_OFTEN, _IN_MEMORY * (now - self._begun), self._took / _BUSY))
+        pause = (self._least_seconds or 0.0) / _BUSY
+        interval = min(_SELDOM, max(_OFTEN, _IN_MEMORY * (now - self._begun), pause))
         full = self._bytes > PENDING_BYTES
         if (full or now - self._sealed_at >= interval) and self.disk.acquire(blocking=full):
             try:
@@ -279,7 +280,8 @@ class PartWriter:
             with self.lock:
                 self._bytes -= sum(each.bytes for each in finished)
             self._sealed_at = time.monotonic()
-            self._took = self._sealed_at - begun
+            took = self._sealed_at - begun
+            self._least_seconds = took if self._least_seconds is None else min(took, self._least_seconds)
 
     def _write_part(self, finished: list[_Finished], failures: list[dict[str, Any]]) -> None:
         temporary = unsealed(parts_folder(self.path))

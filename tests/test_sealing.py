@@ -134,3 +134,28 @@ def test_videos_that_come_fast_are_sealed_together(writer: PartWriter) -> None:
     writer.seal()
     assert len(banks.sealed_parts(writer.path)) < 20
     assert len(banked(writer)) == 200
+
+
+def test_videos_that_take_long_to_seal_are_not_kept_back(writer: PartWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sealing them seldom would save nothing, cost memory, and lose them all when the process is killed."""
+    now, parts = 1000.0, [1000.0]
+
+    class Clock:
+        monotonic = staticmethod(lambda: now)
+
+    def write(finished: list[Any], _: list[Any]) -> None:
+        nonlocal now
+        now += 0.005 + 0.0005 * len(finished)
+        parts.append(now)
+
+    monkeypatch.setattr(sealing, "time", Clock)
+    monkeypatch.setattr(writer, "_begun", now)
+    monkeypatch.setattr(writer, "_sealed_at", now)
+    monkeypatch.setattr(writer, "_write_part", write)
+    for number in range(6000):  # in a minute
+        now += 0.01
+        finish(writer, f"{number}")
+    pauses = np.diff(parts)
+    assert len(parts) > 25
+    assert pauses.max() < 3
+    assert 0.005 * len(parts) < 0.01 * 60  # what parts take by themselves
