@@ -147,9 +147,10 @@ def test_videos_that_a_worker_does_not_see_are_refused(
 
 
 def test_a_worker_that_does_not_answer_is_named(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "_ANSWER_SECONDS", 1.0)
     with joined(scheduler_file=far) as cluster:
         await_workers(cluster)
+        assert agreement.agreed_computing(cluster, "fp32", None) == ("cpu", "fp32")  # torch is loaded then
+        monkeypatch.setattr(agreement, "_ANSWER_SECONDS", 1.0)
         [process] = cluster.client.run(os.getpid).values()
         os.kill(process, signal.SIGSTOP)
         try:
