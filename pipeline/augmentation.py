@@ -140,6 +140,7 @@ def preparing(preprocessing: Preprocessing, crop: str, draws: Sequence[Draw]) ->
         # What is not cut out is as without draws to the last pixel, which the middle of the wider square may not be:
         # of two crops in a row each rounds.
         frames = {part: prepare(whole if part else preprocessing, rgb, region)[None] for part in set(cut)}
-        return torch.cat([apply(drawn, frames[part], size) for drawn, part in zip(draws, cut, strict=True)])
+        shown = [apply(drawn, frames[part], size) for drawn, part in zip(draws, cut, strict=True)]
+        return torch.cat(shown) if len(shown) > 1 else shown[0].contiguous()
 
     return prepared

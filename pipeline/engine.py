@@ -88,11 +88,12 @@ class _Lane:
         writer: PartWriter,
         progress: Progress,
         stop: threading.Event,
+        ending: Callable[[], bool],
     ) -> None:
         self.buffers = deque(buffers)  # the first is being filled; the others are those of batches under way
         self.batch_size, self.stop = batch_size, stop
         self.ready = batch_size  # places that are filled before they are embedded
-        self.ending = False  # whether hardly a video is left
+        self.ending = ending  # whether hardly a video is left
         self.owners: list[_Video] = []  # of its filled places
         self.under_way: deque[tuple[Callable[[], np.ndarray], list[_Video]]] = deque()
         self.spent = Spent()
@@ -100,14 +101,14 @@ class _Lane:
         self.views = len(options.draws(""))
         self.options, self.encode, self.writer, self.progress = options, encode, writer, progress
 
-    def run(self, rows: Iterator[tuple[Mapping[str, Any], bool]]) -> None:
+    def run(self, rows: Iterator[Mapping[str, Any]]) -> None:
         """Embed videos until there are no more, or until asked to stop: then what is in flight is dropped.
 
         Near the end a lane embeds every batch at once, so that it does not have many left when the others are done.
         """
         videos: dict[int, _Video] = {}
         try:
-            for row, self.ending in rows:
+            for row in rows:
                 video = _Video(row, self.open(row))
                 videos = {key: old for key, old in videos.items() if not old.ended} | {id(video): video}
                 self.read(video)
@@ -159,7 +160,7 @@ class _Lane:
             with self.spent.on("preparing"):
                 self.buffers[0][len(self.owners)] = inputs
             self.owners.append(video)
-            if len(self.owners) >= (self.batch_size if self.ending else self.ready):
+            if len(self.owners) >= (self.batch_size if self.ending() else self.ready):
                 self.flush()
 
     def flush(self) -> None:
@@ -239,23 +240,24 @@ class _Lane:
             video.sink.finish(asdict(video.decoded), padded=video.padded)
 
 
-def _shared(rows: Iterable[Mapping[str, Any]], lanes: int) -> Callable[[], Iterator[tuple[Mapping[str, Any], bool]]]:
-    """One queue of videos for several lanes: each calls the result for an iterator that takes what is next, and says
-    whether there are fewer than `lanes` left behind it."""
+def _shared(
+    rows: Iterable[Mapping[str, Any]], lanes: int
+) -> tuple[Callable[[], Iterator[Mapping[str, Any]]], Callable[[], bool]]:
+    """One queue of videos for several lanes: each calls the first result for an iterator that takes what is next; the
+    second says whether there are fewer than `lanes` left."""
     iterator, lock = iter(rows), threading.Lock()
     following = deque(islice(iterator, lanes))
 
-    def take() -> Iterator[tuple[Mapping[str, Any], bool]]:
+    def take() -> Iterator[Mapping[str, Any]]:
         while True:
             with lock:
                 if not following:
                     return
                 row = following.popleft()
                 following.extend(islice(iterator, 1))
-                ending = len(following) < lanes
-            yield row, ending
+            yield row
 
-    return take
+    return take, lambda: len(following) < lanes
 
 
 def _own_stream(device: torch.device) -> AbstractContextManager[Any]:
@@ -314,7 +316,7 @@ def extract_videos(
     Raises:
         UserError: the disk is full, or rows cannot be made as `options` say. What was sealed stays.
     """
-    take = _shared(rows, lanes)
+    take, ending = _shared(rows, lanes)
     errors: list[BaseException] = []
     at_work: list[_Lane] = []
     begun = time.perf_counter()
@@ -324,7 +326,7 @@ def extract_videos(
             torch.set_num_threads(threads_per_lane)
             with _own_stream(device):
                 buffers = row_buffers(options, batch_size, device, ahead)
-                lane = _Lane(options, encode, batch_size, buffers, writer, progress, stop)
+                lane = _Lane(options, encode, batch_size, buffers, writer, progress, stop, ending)
                 at_work.append(lane)
                 lane.run(take())
         except BaseException as error:  # noqa: BLE001 - whatever it is, the calling thread raises it
