@@ -102,7 +102,8 @@ def started(workers: int, device: str = "auto") -> Iterator[Cluster]:
         _start_tracker()
         plain = workers > len(gpus) or not importlib.util.find_spec("dask_cuda")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # since a moment ago
+            # Somebody may take the dashboard's port after `_free_port` has looked; Dask goes elsewhere then.
+            warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)
             if plain:
                 local = stack.enter_context(_Local(gpus, n_workers=0, **options))
             else:

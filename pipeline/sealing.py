@@ -222,7 +222,7 @@ class PartWriter:
         self._failures: list[dict[str, Any]] = []
         self._bytes = 0
         self._begun = self._sealed_at = time.monotonic()
-        self._least_seconds: float | None = None  # that sealing has taken: hardly more than what every part takes
+        self._least_seconds = 0.0  # that sealing has taken so far: hardly more than what every part takes
 
     def moment(self) -> str:
         """The time to enter for something written now."""
@@ -249,8 +249,7 @@ class PartWriter:
     def seal_if_due(self) -> None:
         """Seal when enough time has passed, unless another thread does, or when enough bytes wait."""
         now = time.monotonic()
-        pause = (self._least_seconds or 0.0) / _BUSY
-        interval = min(_SELDOM, max(_OFTEN, _IN_MEMORY * (now - self._begun), pause))
+        interval = min(_SELDOM, max(_OFTEN, _IN_MEMORY * (now - self._begun), self._least_seconds / _BUSY))
         full = self._bytes > PENDING_BYTES
         if (full or now - self._sealed_at >= interval) and self.disk.acquire(blocking=full):
             try:
@@ -281,7 +280,7 @@ class PartWriter:
                 self._bytes -= sum(each.bytes for each in finished)
             self._sealed_at = time.monotonic()
             took = self._sealed_at - begun
-            self._least_seconds = took if self._least_seconds is None else min(took, self._least_seconds)
+            self._least_seconds = min(took, self._least_seconds or took)
 
     def _write_part(self, finished: list[_Finished], failures: list[dict[str, Any]]) -> None:
         temporary = unsealed(parts_folder(self.path))
